@@ -1,0 +1,1 @@
+"""Homespun trains small language models from scratch on your own text."""

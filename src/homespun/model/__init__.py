@@ -1,0 +1,1 @@
+"""The decoder: pure torch, no files, no device choice, no training."""

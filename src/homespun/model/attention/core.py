@@ -1,0 +1,73 @@
+"""The one exact causal attention; the only place that calls the scaled dot product.
+
+B batch, H heads, Hk key-value heads, T queries, S keys (the queries are the last T of them), D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None = None,
+    query_chunk: int | None = None,
+    padding: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(q k^T * scale) v, where each query sees itself and what stands before it.
+
+    q (B, H, T, D), k and v (B, Hk, S, D) with H a multiple of Hk and S >= T; returns (B, H, T, D).
+    `window`: a query sees that many keys, itself among them. `query_chunk`: queries are taken that many at a time, which
+    bounds the memory of the scores and changes no result. `padding` (B,): keys before it are empty in that row.
+    """
+    queries, keys = q.size(2), k.size(2)
+    step = query_chunk or queries
+    if step >= queries:
+        return _attend(q, k, v, window, padding, scale)
+    parts = []
+    for begin in range(0, queries, step):
+        end = min(begin + step, queries)
+        seen = keys - queries + end
+        parts.append(_attend(q[:, :, begin:end], k[:, :, :seen], v[:, :, :seen], window, padding, scale))
+    return torch.cat(parts, dim=2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, padding: Tensor | None, scale: float | None) -> Tensor:
+    queries, keys = q.size(2), k.size(2)
+    if window is not None and (first := keys - queries - window + 1) > 0:  # no query sees what stands before `first`
+        k, v = k[:, :, first:], v[:, :, first:]
+        padding = padding if padding is None else padding - first
+        keys -= first
+    mask = None
+    if padding is not None or 1 < queries < keys or (window is not None and keys > window):
+        mask = visible(queries, keys, window, padding, q.device)
+    causal = mask is None and queries > 1  # the kernel aligns its own causal mask top-left: right only for T = S
+    grouped = q.size(1) != k.size(1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
+
+
+def visible(queries: int, keys: int, window: int | None, padding: Tensor | None, device: torch.device) -> Tensor:
+    """True where a query may look: (T, S), or (B, 1, T, S) with padding. Every query sees itself: no row is empty."""
+    i = torch.arange(keys - queries, keys, device=device)[:, None]
+    j = torch.arange(keys, device=device)[None]
+    seen = j <= i
+    if window is not None:
+        seen &= i - j < window
+    if padding is not None:
+        seen = seen & (j >= padding[:, None, None, None]) | (i == j)
+    return seen
+
+
+def split_heads(x: Tensor, head_size: int) -> Tensor:
+    """(B, T, H * D) -> (B, H, T, D)"""
+    return x.unflatten(-1, (-1, head_size)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, T, D) -> (B, T, H * D)"""
+    return x.transpose(1, 2).flatten(2)

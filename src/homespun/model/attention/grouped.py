@@ -1,0 +1,113 @@
+"""Grouped-query attention: multi-head (kv_heads = heads), multi-query (kv_heads = 1) and all between.
+
+B batch, T tokens, S keys, d width, H heads, Hk key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from homespun.config import Config, Count
+from homespun.errors import ConfigError
+from homespun.model.attention.core import attend, merge_heads, split_heads
+from homespun.model.cache import KeyValueCache
+from homespun.model.cost import PartCost, linear, mean_keys
+from homespun.model.norms import RootMeanSquare
+
+if TYPE_CHECKING:
+    from homespun.model.decoder import ModelConfig
+
+
+class GroupedAttention(Config):
+    """Attention whose query heads share key-value heads (Ainslie et al., 2023).
+
+    `kv_heads`: none means one for each head. `head_size`: none means width / heads. `window`: a token sees that many
+    tokens, itself among them. `query_chunk`: compute that many queries at a time; saves memory, changes no result.
+    `qk_norm`: RMS-normalise queries and keys in each head, before the rotation (Qwen3). `bias`: on all four projections.
+    """
+
+    kind: Literal["grouped"] = "grouped"
+    heads: Annotated[Count, Field(le=4096)] = 12
+    kv_heads: Count | None = None
+    head_size: Annotated[Count, Field(le=4096)] | None = None
+    window: Count | None = None
+    query_chunk: Count | None = None
+    qk_norm: bool = False
+    bias: bool = False
+
+    def check(self, model: ModelConfig) -> None:
+        """Raises `ConfigError` where the heads do not divide."""
+        if self.heads % self.shared_heads:
+            raise ConfigError(
+                f"model.attention.kv_heads = {self.kv_heads} does not divide model.attention.heads = {self.heads}",
+                f"Choose one of {[n for n in range(1, self.heads + 1) if self.heads % n == 0]}.",
+            )
+        if self.head_size is None and model.width % self.heads:
+            raise ConfigError(
+                f"model.attention.heads = {self.heads} does not divide model.width = {model.width}",
+                f"Choose a width of {model.width // self.heads * self.heads or self.heads}, or set model.attention.head_size.",
+            )
+        model.positions.in_heads(self.size(model.width))
+
+    @property
+    def shared_heads(self) -> int:
+        """The number of key-value heads."""
+        return self.kv_heads or self.heads
+
+    def size(self, width: int) -> int:
+        """The numbers in one head."""
+        return self.head_size or width // self.heads
+
+    def build(self, model: ModelConfig, layer: int) -> GroupedQueryAttention:
+        """The module of one layer."""
+        return GroupedQueryAttention(self, model)
+
+    def cost(self, model: ModelConfig, length: int, causal: bool) -> PartCost:
+        """What one layer costs, at a sequence of `length` tokens."""
+        d, size = model.width, self.size(model.width)
+        inner, shared = self.heads * size, self.shared_heads * size
+        weights = linear(d, inner, self.bias) + linear(d, shared, self.bias) * 2 + linear(inner, d, self.bias)
+        norms = 2 * size if self.qk_norm else 0
+        # kept for the backward: q, k, v turned, the output twice (flat and in heads); before norms and rotation once more
+        kept = (inner + 2 * shared) + 2 * inner + (inner + shared) * (1 + self.qk_norm)
+        return weights + PartCost(
+            parameters=norms,
+            flops=4 * inner * mean_keys(length, self.window, causal),
+            activations=kept,
+            cache=2 * shared,
+        )
+
+
+class GroupedQueryAttention(nn.Module):
+    """The attention of one layer: (B, T, d) -> (B, T, d)."""
+
+    def __init__(self, config: GroupedAttention, model: ModelConfig):
+        super().__init__()
+        self.head_size = config.size(model.width)
+        self.kv_heads = config.shared_heads
+        self.window, self.query_chunk = config.window, config.query_chunk
+        inner, shared = config.heads * self.head_size, self.kv_heads * self.head_size
+        self.q_proj = nn.Linear(model.width, inner, bias=config.bias)
+        self.k_proj = nn.Linear(model.width, shared, bias=config.bias)
+        self.v_proj = nn.Linear(model.width, shared, bias=config.bias)
+        self.o_proj = nn.Linear(inner, model.width, bias=config.bias)
+        self.q_norm = RootMeanSquare(self.head_size, model.norm.eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RootMeanSquare(self.head_size, model.norm.eps) if config.qk_norm else nn.Identity()
+        self.rotation = model.positions.in_heads(self.head_size)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:  # (B, T, d) -> (B, T, d)
+        start, padding = (cache.length, cache.padding) if cache is not None else (0, None)
+        q = self.q_norm(split_heads(self.q_proj(x), self.head_size))  # (B, H, T, D)
+        k = self.k_norm(split_heads(self.k_proj(x), self.head_size))  # (B, Hk, T, D)
+        v = split_heads(self.v_proj(x), self.head_size)
+        q, k = self.rotation(q, k, start, padding)
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, Hk, S, D)
+        return self.o_proj(merge_heads(attend(q, k, v, self.window, self.query_chunk, padding)))
+
+    def new_cache(self, batch: int, capacity: int, padding: Tensor | None = None) -> KeyValueCache:
+        """An empty cache for `batch` rows of up to `capacity` tokens, of the weights' type and on their device."""
+        return KeyValueCache(batch, self.kv_heads, capacity, self.head_size, padding, like=self.k_proj.weight)

@@ -1,0 +1,105 @@
+"""Which numbers to compute with: fp32, or bf16 / fp16 products with fp32 weights (autocast)."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from homespun.errors import ConfigError
+
+Choice = Literal["auto", "fp32", "bf16", "fp16"]
+REPAYS = 1.4  # how much faster bf16 products must be before their extra casts are repaid
+
+
+@dataclass
+class Precision:
+    """The chosen type, why, and for fp16 the loss scale (doubled after 2,000 good steps, halved at each overflow)."""
+
+    dtype: torch.dtype
+    reason: str
+    scale: float = 1.0
+    good: int = 0
+
+    @property
+    def name(self) -> str:
+        return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        """The context in which the forward runs."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, self.dtype)
+
+    def overflowed(self) -> bool:
+        """Called at a step that is not finite: True if a smaller loss scale may mend it (fp16 only)."""
+        if self.dtype != torch.float16 or self.scale <= 1.0:
+            return False
+        self.scale, self.good = self.scale / 2, 0
+        return True
+
+    def stepped(self) -> None:
+        """Called after each good step."""
+        self.good += 1
+        if self.dtype == torch.float16 and self.good % 2000 == 0:
+            self.scale = min(self.scale * 2, 2.0**24)
+
+    def to_dict(self) -> dict[str, Any]:
+        """State for the checkpoint."""
+        return {"name": self.name, "scale": self.scale, "good": self.good}
+
+
+def choose(choice: Choice, model: nn.Module, rows: int, device: torch.device, former: dict[str, Any] | None = None) -> Precision:
+    """The precision of a run. `auto` measures; a resumed run keeps what its checkpoint (`former`) used, scale included.
+
+    `rows`: tokens in one forward, for the timing at the model's own shapes.
+    """
+    if former is not None and choice in ("auto", former["name"]):
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[former["name"]]
+        return Precision(dtype, "as before", former["scale"], former["good"])
+    if choice == "fp32":
+        return Precision(torch.float32, "as asked")
+    if choice == "bf16":
+        if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise ConfigError("train.precision = bf16 is not supported by this GPU", "Use train.precision=fp16 or auto.")
+        return Precision(torch.bfloat16, "as asked")
+    if choice == "fp16":
+        return Precision(torch.float16, "as asked", scale=2.0**15)
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported():
+            return Precision(torch.bfloat16, "this GPU has bf16 units")
+        return Precision(torch.float16, "this GPU has no bf16 units", scale=2.0**15)
+    return _measured(model, rows, device)
+
+
+def _measured(model: nn.Module, rows: int, device: torch.device) -> Precision:
+    ratio = products_time(model, rows, torch.float32, device) / products_time(model, rows, torch.bfloat16, device)
+    said = f"bf16 products are {ratio:.1f}x as fast as fp32 ones at this model's shapes"
+    if ratio >= REPAYS:
+        return Precision(torch.bfloat16, said)
+    return Precision(torch.float32, f"{said}; that does not repay the casts")
+
+
+@torch.no_grad()
+def products_time(model: nn.Module, rows: int, dtype: torch.dtype, device: torch.device, repeats: int = 3) -> float:
+    """Seconds for the products of one forward and backward at the model's own shapes, the best of a few tries."""
+    shapes = {tuple(p.shape) for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name}
+    rows = max(64, min(rows, 4096))
+    total = 0.0
+    for outputs, inputs in shapes:
+        x = torch.randn(rows, inputs, device=device, dtype=dtype)
+        weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
+        y = x @ weight.T
+        best = float("inf")
+        for _ in range(repeats + 1):  # the first one warms up
+            begin = time.perf_counter()
+            y = x @ weight.T
+            _ = y @ weight
+            _ = y.T @ x
+            best = min(best, time.perf_counter() - begin)
+        total += best
+    return total or 1.0
