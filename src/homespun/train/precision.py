@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -84,13 +85,16 @@ def _measured(model: nn.Module, rows: int, device: torch.device) -> Precision:
     return Precision(torch.float32, f"{said}; that does not repay the casts")
 
 
+def _shapes(model: nn.Module) -> set[tuple[int, ...]]:
+    return {tuple(p.shape) for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name}
+
+
 @torch.no_grad()
 def products_time(model: nn.Module, rows: int, dtype: torch.dtype, device: torch.device, repeats: int = 3) -> float:
     """Seconds for the products of one forward and backward at the model's own shapes, the best of a few tries."""
-    shapes = {tuple(p.shape) for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name}
     rows = max(64, min(rows, 4096))
     total = 0.0
-    for outputs, inputs in shapes:
+    for outputs, inputs in _shapes(model):
         x = torch.randn(rows, inputs, device=device, dtype=dtype)
         weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
         y = x @ weight.T
@@ -103,3 +107,9 @@ def products_time(model: nn.Module, rows: int, dtype: torch.dtype, device: torch
             best = min(best, time.perf_counter() - begin)
         total += best
     return total or 1.0
+
+
+def ceiling(model: nn.Module, rows: int, dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s that this machine reaches on the bare products of this model: what training is compared with."""
+    numbers = sum(math.prod(shape) for shape in _shapes(model))
+    return 6 * max(64, min(rows, 4096)) * numbers / products_time(model, rows, dtype, device)

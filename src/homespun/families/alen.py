@@ -1,0 +1,166 @@
+"""ALEN: pre-LayerNorm decoders with SwiGLU in five sizes, and the front door of its document.
+
+The document's sizes hold exactly when the three matrices of SwiGLU carry two thirds of the stated hidden width each, as
+Shazeer proposed, with separate embedding and head: 1.1 M, 21.1 M, 89 M, 404 M, 2.02 B.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from homespun.data.vocabulary import Bpe, Bytes
+from homespun.generate.engine import Generator
+from homespun.generate.sampling import Sampling
+from homespun.model.attention import GroupedAttention
+from homespun.model.cost import cost
+from homespun.model.decoder import Decoder, ModelConfig
+from homespun.model.feedforward import SwiGLU
+from homespun.model.norms import LayerNorm
+from homespun.model.positions import LearnedPositions, RotaryPositions
+from homespun.optim import AdamW, Cosine
+from homespun.train.recipe import Recipe, TrainConfig
+
+
+class ModelSize(enum.Enum):
+    """The five presets."""
+
+    Micro = "micro"
+    Small = "small"
+    Medium = "medium"
+    Large = "large"
+    XL = "xl"
+
+
+@dataclass(frozen=True)
+class LargeModelConfig:
+    """The document's settings under the document's names; `d_head`: none means d_model / n_heads.
+
+    `use_flash_attention` keeps no scores in memory; the result is the same. It cannot be switched off usefully: the fused
+    kernel is always taken where there is one.
+    """
+
+    size: ModelSize
+    d_model: int
+    n_heads: int
+    n_layers: int
+    d_ff: int
+    max_seq_len: int
+    vocab_size: int
+    dropout: float = 0.1
+    layer_norm_eps: float = 1e-5
+    d_head: int | None = None
+    use_rope: bool = True
+    use_flash_attention: bool = True
+    gradient_checkpointing: bool = False
+
+    @staticmethod
+    def micro() -> LargeModelConfig:
+        """1.1 M parameters, for tests and demonstrations."""
+        return LargeModelConfig(ModelSize.Micro, 64, 2, 2, 128, 128, 8000)
+
+    @staticmethod
+    def small() -> LargeModelConfig:
+        """21.1 M parameters, for training on a CPU."""
+        return LargeModelConfig(ModelSize.Small, 256, 4, 6, 1024, 256, 32000)
+
+    @staticmethod
+    def medium() -> LargeModelConfig:
+        """89 M parameters, for one GPU."""
+        return LargeModelConfig(ModelSize.Medium, 512, 8, 12, 2048, 512, 50000)
+
+    @staticmethod
+    def large() -> LargeModelConfig:
+        """404 M parameters, for several GPUs."""
+        return LargeModelConfig(ModelSize.Large, 1024, 16, 24, 4096, 1024, 50000, gradient_checkpointing=True)
+
+    @staticmethod
+    def xl() -> LargeModelConfig:
+        """2 B parameters, for many GPUs."""
+        return LargeModelConfig(ModelSize.XL, 2048, 32, 36, 8192, 2048, 50000, gradient_checkpointing=True)
+
+    @staticmethod
+    def of(size: ModelSize) -> LargeModelConfig:
+        """The preset of a size."""
+        presets = (LargeModelConfig.micro, LargeModelConfig.small, LargeModelConfig.medium, LargeModelConfig.large, LargeModelConfig.xl)
+        return dict(zip(ModelSize, presets, strict=True))[size]()
+
+    def model(self, vocab: int | None) -> ModelConfig:
+        """The same in Homespun's words."""
+        return ModelConfig(
+            vocab=vocab,
+            width=self.d_model,
+            layers=self.n_layers,
+            context=self.max_seq_len,
+            attention=GroupedAttention(heads=self.n_heads, head_size=self.d_head),
+            feed_forward=SwiGLU(hidden=-(-2 * self.d_ff // 24) * 8),  # two thirds, rounded up to a multiple of 8
+            norm=LayerNorm(eps=self.layer_norm_eps),
+            positions=RotaryPositions() if self.use_rope else LearnedPositions(),
+            tie_embeddings=False,
+            dropout=self.dropout,
+        )
+
+
+def _recipe(size: ModelSize, learning_rate: float, batch_tokens: int) -> Recipe:
+    config = LargeModelConfig.of(size)
+    return Recipe(
+        name=f"alen-{size.value}",
+        model=config.model(None),
+        tokenizer=Bpe(size=config.vocab_size),
+        optimizer=AdamW(learning_rate=learning_rate, schedule=Cosine(warmup=100, floor=0.1)),
+        train=TrainConfig(
+            tokens=1_000_000, batch_tokens=batch_tokens, checkpoint_activations=config.gradient_checkpointing
+        ),
+    )
+
+
+_RATES = {  # learning rate and tokens per step, by size
+    ModelSize.Micro: (3e-3, 2048),
+    ModelSize.Small: (1e-3, 4096),
+    ModelSize.Medium: (6e-4, 16384),
+    ModelSize.Large: (3e-4, 131072),
+    ModelSize.XL: (2e-4, 524288),
+}
+RECIPES = {recipe.name: recipe for recipe in (_recipe(size, *rates) for size, rates in _RATES.items())}
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What `LargeLanguageModel.stats` tells: `parameters_str` is for people, such as `21.1M`."""
+
+    parameters: int
+    parameters_str: str
+    vocab_size: int
+    max_vocab_size: int
+
+
+class LargeLanguageModel:
+    """ALEN's language model. It starts with the 256 bytes as its vocabulary, so that any text can be given to it."""
+
+    def __init__(self, config: LargeModelConfig):
+        self.config = config
+        self.tokenizer, _ = Bytes().build([], 0)
+        self.decoder = Decoder(config.model(config.vocab_size))
+        self.decoder.checkpoint_activations = config.gradient_checkpointing
+
+    @classmethod
+    def with_size(cls, size: ModelSize) -> LargeLanguageModel:
+        """A new model of a preset size."""
+        return cls(LargeModelConfig.of(size))
+
+    def generate(self, prompt: str, max_tokens: int = 50, temperature: float = 0.8) -> str:
+        """A continuation of `prompt`."""
+        generator = Generator(self.decoder, self.tokenizer)
+        return generator.generate(prompt, Sampling(max_tokens=max_tokens, temperature=temperature))
+
+    def stats(self) -> Stats:
+        """Sizes of model and vocabulary."""
+        count = cost(self.decoder.config).parameters
+        return Stats(count, _short(count), self.tokenizer.vocab_size, self.config.vocab_size)
+
+
+def _short(count: int) -> str:
+    for limit, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= limit:
+            return f"{count / limit:.1f}{unit}"
+    return str(count)

@@ -1,0 +1,62 @@
+"""How many steps a run will take. Steps, tokens and epochs are known at once; minutes are planned from the speed seen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from homespun.errors import ConfigError
+from homespun.train.recipe import TrainConfig
+
+
+FREEZE = 0.5  # share of the time after which the plan stays: a schedule in its decay must not move
+OVERTIME = 1.15  # a frozen plan on a machine that got slower may overrun its minutes by this much
+
+
+@dataclass
+class Budget:
+    """The plan of a run: `total` steps, or none while a time budget is still being measured.
+
+    With a budget in minutes, `total` follows the measured speed until half of the time is gone and then stays fixed; it
+    is saved with each checkpoint, so that the learning rate is a pure function of (step, total).
+    """
+
+    fixed: int | None
+    seconds: float | None
+    total: int | None
+
+    @staticmethod
+    def of(train: TrainConfig, steps_per_epoch: int, tokens_per_step: int) -> Budget:
+        """The budget that the settings give. Raises `ConfigError` when they give none."""
+        limits = [
+            train.steps,
+            train.tokens and math.ceil(train.tokens / tokens_per_step),
+            train.epochs and math.ceil(train.epochs * steps_per_epoch),
+        ]
+        known = [limit for limit in limits if limit is not None]
+        if not known and train.minutes is None:
+            raise ConfigError("No budget is set", "Give one of --steps, --tokens, --minutes, --epochs.")
+        fixed = min(known) if known else None
+        seconds = train.minutes * 60 if train.minutes is not None else None
+        return Budget(fixed, seconds, fixed if seconds is None else None)
+
+    def plan(self, step: int, spent: float, pace: float | None) -> None:
+        """Plans the total anew: `spent` seconds so far in the whole run, `pace` seconds for one step (none: unknown)."""
+        if self.seconds is None or pace is None or (self.total is not None and spent > FREEZE * self.seconds):
+            return
+        total = step + max(0, math.floor((self.seconds - spent) / pace))
+        self.total = max(1, min(total, self.fixed) if self.fixed is not None else total)
+
+    def spent(self, step: int, seconds: float) -> bool:
+        """Whether the run is over."""
+        if self.total is not None and step >= self.total:
+            return True
+        return self.seconds is not None and seconds >= self.seconds * (OVERTIME if self.total is not None else 1.0)
+
+    def horizon(self, step: int) -> int:
+        """The total for the schedule; far away while it is unknown."""
+        return self.total if self.total is not None else step + 1_000_000
+
+    def seconds_left(self, step: int, spent: float, pace: float) -> float:
+        """An estimate of the training time that is left."""
+        return pace * (self.total - step) if self.total is not None else max(0.0, (self.seconds or 0.0) - spent)

@@ -1,0 +1,327 @@
+"""The training loop: batch(seed, step) -> update -> metrics, checkpoints, samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from homespun.data.batches import Batches
+from homespun.data.corpus import Corpus
+from homespun.errors import CheckpointError, ConfigError, TrainingError
+from homespun.model.cost import cost
+from homespun.model.decoder import Decoder
+from homespun.optim import load_optimizer_tensors, optimizer_tensors
+from homespun.train import advice
+from homespun.train.budget import Budget
+from homespun.train.checkpoint import Checkpoints
+from homespun.train.compiling import Compiling
+from homespun.train.guard import SignalGuard
+from homespun.train.log import Console, MetricsLog, PlainConsole
+from homespun.train.machine import available_memory
+from homespun.train.memory import rows_that_fit
+from homespun.train.pace import Pace
+from homespun.train.parallel import World
+from homespun.train.precision import ceiling, choose
+from homespun.train.recipe import Recipe
+from homespun.train.update import Stepped, Updater
+from homespun.train.validate import Validation
+
+Sampler = Callable[[Decoder], list[tuple[str, str]]]
+"""Writes a few texts with the model as it is: pairs of prompt and continuation."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands. With the weights, the optimizer, the loss scale and the guard it is all there is to save."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    total: int | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+    worse: int = 0  # evaluations since the best one
+    losses: list[float | None] = field(default_factory=list)  # of every evaluation
+    logged: int = 0
+    evaluated: int = 0
+    saved: int = 0
+    sampled: int = 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended: `reason` is `budget`, `patience` or `signal`, and then `signal` is its number."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    validation: dict[str, float]
+    best_step: int | None
+    reason: str
+    signal: int | None = None
+
+
+class Trainer:
+    """Trains `model` on `corpus` as `recipe` says, in the run folder `folder`, going on from its newest checkpoint.
+
+    Same machine, same settings: a run that was stopped and resumed ends with the same bits as one that was not.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: Decoder,
+        corpus: Corpus,
+        folder: Path,
+        world: World | None = None,
+        console: Console | None = None,
+        sampler: Sampler | None = None,
+    ):
+        self.recipe, self.corpus, self.sampler = recipe, corpus, sampler
+        self.world = world or World(0, 1, torch.device("cpu"))
+        self.console: Console = console or PlainConsole(quiet=True)
+        train, context = recipe.train, recipe.model.context
+        self.model = model.to(self.world.device).train()
+        self.model.checkpoint_activations = train.checkpoint_activations
+        self.cost = cost(recipe.model)
+        rows = self._rows()
+        micro_rows = self._micro_rows(rows // self.world.size)
+        self.batches = Batches(corpus.train, context, rows, train.seed, self.world.rank, self.world.size)
+        self.tokens_per_step = rows * context
+        self.budget = Budget.of(train, self.batches.steps_per_epoch, self.tokens_per_step)
+        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.metrics, self.samples = MetricsLog(folder / "metrics.jsonl"), MetricsLog(folder / "samples.jsonl")
+        found = self._newest()
+        precision = choose(train.precision, self.model, micro_rows * context, self.world.device, found and found[1]["precision"])
+        compiling = Compiling(train.compile, self.model, self._note)
+        self.updater = Updater(recipe, self.model, self.world, precision, compiling, micro_rows)
+        self.validation = Validation(recipe, corpus, self.world, micro_rows)
+        self.progress = Progress()
+        if found is not None:
+            self._restore(*found)
+        self.pace = Pace()
+        self.latest: dict[str, float] = {}  # the last evaluation
+        self._recent: list[Stepped] = []  # the steps since the last row of metrics
+
+    # -- the run ------------------------------------------------------------------------------------------------------
+
+    def fit(self) -> Summary:
+        """Trains until the budget is spent, patience ends, or a signal asks to stop; the state is saved in each case."""
+        self._announce()
+        with SignalGuard() as signals:
+            self.pace.start()
+            reason = self._loop(signals)
+            if reason != "signal":
+                self._evaluate()
+                self._sample()
+            self._save()
+        self.console.close()
+        p = self.progress
+        return Summary(p.step, p.tokens, p.seconds, self.latest, p.best_step, reason, signals.signal)
+
+    def _loop(self, signals: SignalGuard) -> str:
+        p, train = self.progress, self.recipe.train
+        while True:
+            over = self.budget.spent(p.step, p.seconds)
+            flags = self.world.largest(torch.tensor([signals.signal or 0, over], device=self.world.device)).tolist()
+            if flags[0]:  # every process stops at the same step
+                signals.signal = int(flags[0])
+                return "signal"
+            if flags[1]:
+                return "budget"
+            self.step()
+            if self._due(p.logged, None, parts=400):
+                self._log()
+            if self._due(p.evaluated, train.evaluate_every):
+                self._evaluate()
+            if self._due(p.sampled, train.sample_every):
+                self._sample()
+            if self._due(p.saved, train.save_every):
+                self._save()
+            if train.patience is not None and p.worse >= train.patience:
+                self._note(f"stopping: {p.worse} evaluations without a new best (train.patience)")
+                return "patience"
+
+    def step(self) -> Stepped:
+        """The next step of the run, and the plan of the rest."""
+        p = self.progress
+        done = self.updater.step(self.batches[p.step], p.step, self.budget.horizon(p.step))
+        if done.updated:
+            self._recent.append(done)
+        p.step += 1
+        p.tokens += self.tokens_per_step
+        self.learning_rate, self.gradient_norm = done.learning_rate, done.gradient_norm
+        clock = torch.tensor([p.seconds + self.pace.lap(), self.pace.per_step or math.nan], dtype=torch.float64)
+        p.seconds, pace = self.world.from_leader(clock.to(self.world.device)).tolist()  # one clock for all
+        if not math.isnan(pace):
+            self.budget.plan(p.step, p.seconds, pace)
+            self.updater.compiling.consider(self.budget.seconds_left(p.step, p.seconds, pace), self.world.device)
+        p.total = self.budget.total
+        return done
+
+    def _due(self, last: int, every: int | None, parts: int = 10) -> bool:
+        if every is None:
+            every = -(-self.budget.total // parts) if self.budget.total is not None else 10**9
+        return self.progress.step - last >= every
+
+    # -- what is seen -------------------------------------------------------------------------------------------------
+
+    def _log(self) -> None:
+        p, count = self.progress, sum(done.count for done in self._recent)
+        row = {
+            "step": p.step,
+            "tokens": p.tokens,
+            "seconds": round(p.seconds, 3),
+            "loss": float(_sum(done.loss for done in self._recent)) / count if count else None,
+            "learning_rate": self.learning_rate,
+            "gradient_norm": finite(float(self.gradient_norm)),
+            "tokens_per_second": finite(self.pace.speed(p.tokens)),
+            "skipped_steps": self.updater.finite.total,
+        }
+        self._recent.clear()
+        p.logged = p.step
+        if self.world.leader:
+            self.metrics.append(row)
+            pace = self.pace.per_step
+            left = self.budget.seconds_left(p.step, p.seconds, pace) if pace else None
+            share = self.tokens_per_step / self.world.size * self.cost.training_flops / pace / self.ceiling if pace else None
+            self.console.update(p.step, row | {"total": self.budget.total, "seconds_left": left, "share": share})
+
+    def _evaluate(self) -> None:
+        """Saves first (an evaluation that runs out of memory must not cost the training), measures, keeps the best."""
+        p = self.progress
+        if p.evaluated == p.step and self.latest:
+            return
+        p.evaluated = p.step
+        self._save()
+        self.latest = self.validation(self.model, self.updater.precision)
+        if not self.latest:
+            return
+        loss = finite(self.latest["validation_loss"])
+        better = loss is not None and (p.best_loss is None or loss < p.best_loss)
+        p.worse = 0 if better else p.worse + 1
+        p.losses.append(loss)
+        if better:
+            p.best_loss, p.best_step = loss, p.step
+        if self.world.leader:
+            if better:
+                self.checkpoints.mark_best(p.step)
+            row = {"step": p.step, "tokens": p.tokens, "seconds": round(p.seconds, 3)}
+            row |= {name: finite(value) for name, value in self.latest.items()}
+            self.metrics.append(row)
+            self.console.validation(row)
+            if said := advice.rising([loss for loss in p.losses if loss is not None]):
+                self.advise(said)
+
+    def _sample(self) -> None:
+        p = self.progress
+        if self.sampler is None or p.sampled == p.step:
+            return
+        p.sampled = p.step
+        if self.world.leader:
+            for prompt, text in self.sampler(self.model):
+                self.samples.append({"step": p.step, "prompt": prompt, "text": text})
+                self.console.sample(prompt + text)
+            self.model.train()
+
+    def advise(self, sentence: str) -> None:
+        """Prints a piece of advice and keeps it with the metrics."""
+        if self.world.leader:
+            self.metrics.append({"step": self.progress.step, "advice": sentence})
+            self.console.note(sentence)
+
+    def _note(self, sentence: str) -> None:
+        if self.world.leader:
+            self.console.note(sentence)
+
+    def _announce(self) -> None:
+        """Says aloud what was chosen, and gives advice on the sizes, before the first step."""
+        model, precision, rows = self.recipe.model, self.updater.precision, self.updater.micro_rows
+        self.ceiling = ceiling(self.model, rows * model.context, precision.dtype, self.world.device)
+        if not self.world.leader:
+            return
+        self.console.start(self.budget.total, f"{self.recipe.name}, {self.cost.parameters / 1e6:.1f} M parameters")
+        self._note(f"computing in {precision.name}: {precision.reason}")
+        self._note(f"{self.tokens_per_step:,} tokens in a step, {rows} rows of {model.context} at a time")
+        if self.progress.step:
+            self._note(f"going on from step {self.progress.step}")
+            return
+        planned = self.budget.total and self.budget.total * self.tokens_per_step
+        sizes = (self.cost.parameters, self.cost.embedding, model.vocab or 0, self.corpus.train.count, planned)
+        for said in advice.before(*sizes):
+            self.advise(said)
+
+    # -- what is kept -------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        p = self.progress
+        if p.saved == p.step and p.step > 0:
+            return
+        p.saved = p.step
+        if self.world.leader:
+            weights = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+                raise TrainingError("The weights are not finite, so they were not saved", "Lower optimizer.learning_rate.")
+            files = {"model": weights, "optimizer": optimizer_tensors(self.updater.optimizer, self.model)}
+            state = {
+                "progress": asdict(p),
+                "guard": self.updater.finite.to_dict(),
+                "precision": self.updater.precision.to_dict(),
+                "optimizer": self.recipe.optimizer.kind,
+            }
+            self.checkpoints.save(p.step, files, state)
+            self.checkpoints.prune(self.recipe.train.keep)
+        self.world.wait()
+
+    def _newest(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+        if self.world.leader:
+            self.checkpoints.clean()
+        self.world.wait()
+        place = self.checkpoints.newest_good(self._note)
+        return self.checkpoints.read(place) if place is not None else None
+
+    def _restore(self, files: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        try:
+            self.model.load_state_dict(files["model"])
+            load_optimizer_tensors(self.updater.optimizer, self.model, files["optimizer"])
+            self.progress = Progress(**state["progress"])
+            self.updater.finite.from_dict(state["guard"])
+        except (RuntimeError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"The checkpoint does not fit this recipe: {reason}", "Choose another --out.") from None
+        if self.budget.seconds is not None:
+            self.budget.total = self.progress.total
+        if self.world.leader:
+            self.metrics.rewind(self.progress.step)
+            self.samples.rewind(self.progress.step)
+
+    def _rows(self) -> int:
+        rows = max(1, round(self.recipe.train.batch_tokens / self.recipe.model.context))
+        if rows % self.world.size:
+            raise ConfigError(
+                f"train.batch_tokens = {self.recipe.train.batch_tokens} is {rows} rows of {self.recipe.model.context} "
+                f"tokens, which {self.world.size} processes cannot share",
+                f"Choose a multiple of {self.world.size * self.recipe.model.context}.",
+            )
+        return rows
+
+    def _micro_rows(self, rows: int) -> int:
+        asked = self.recipe.train.micro_batch
+        if asked is not None:
+            return min(asked, rows)
+        return rows_that_fit(self.cost, self.recipe.model.context, rows, available_memory(self.world.device))
+
+
+def finite(value: float) -> float | None:
+    """The value, or nothing where it is NaN or infinite: JSON knows neither."""
+    return value if math.isfinite(value) else None
+
+
+def _sum(values: Any) -> Tensor:
+    return torch.stack([torch.as_tensor(value) for value in values]).sum()

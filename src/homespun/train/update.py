@@ -1,0 +1,89 @@
+"""One optimizer step: gradients of a global batch, the finite check, the update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from homespun.data.batches import Batch
+from homespun.model.decoder import Decoder
+from homespun.optim import clip_gradients, set_learning_rate
+from homespun.train.compiling import Compiling
+from homespun.train.guard import FiniteGuard
+from homespun.train.parallel import World
+from homespun.train.precision import Precision
+from homespun.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What a step did: the sum of the losses (nats) over `count` targets of all processes, the gradient norm, the rate."""
+
+    loss: Tensor
+    count: int
+    gradient_norm: Tensor
+    learning_rate: float
+    updated: bool
+
+
+class Updater:
+    """Turns batches into updates of the model. All state that must be saved: optimizer, `precision`, `finite`."""
+
+    def __init__(self, recipe: Recipe, model: Decoder, world: World, precision: Precision, compiling: Compiling, micro_rows: int):
+        self.recipe, self.model, self.world = recipe, model, world
+        self.precision, self.compiling, self.micro_rows = precision, compiling, micro_rows
+        self.objective = recipe.objective.build()
+        self.optimizer = recipe.optimizer.build(model)
+        self.finite = FiniteGuard(recipe.train.max_bad_steps)
+
+    def step(self, batch: Batch, step: int, total: int) -> Stepped:
+        """One update from this process's part of a global batch, at step `step` of `total`.
+
+        A step whose loss or gradient is not finite changes nothing and is counted; too many in a row raise
+        `TrainingError`. Dropout is seeded by the step, so nothing of it needs saving.
+        """
+        settings = self.recipe.optimizer
+        torch.manual_seed((self.recipe.train.seed << 32) + (step << 8) + self.world.rank)
+        loss, count = self._gradients(batch.to(self.world.device))
+        norm = clip_gradients(self.model.parameters(), settings.clip)
+        factor = settings.schedule.factor(step, total)
+        set_learning_rate(self.optimizer, factor)
+        updated = self._good(loss, norm) and count > 0
+        if updated:
+            self.optimizer.step()
+            self.precision.stepped()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Stepped(loss, count, norm, factor * settings.learning_rate, updated)
+
+    def _good(self, loss: Tensor, norm: Tensor) -> bool:
+        if not bool(torch.isfinite(norm) & torch.isfinite(loss)) and self.precision.overflowed():
+            return False  # fp16: the loss scale was too large, the next step tries a smaller one; nothing is wrong
+        return self.finite.check(loss, norm)
+
+    def _gradients(self, batch: Batch) -> tuple[Tensor, int]:
+        """Gradients of (sum of losses) / (global count of targets); returns sum and count, over all processes."""
+        count = int(self.world.sum((batch.targets >= 0).sum()))
+        total = torch.zeros((), device=self.world.device)
+        for part in batch.split(self.micro_rows):
+            loss, objective = self._forward(part)
+            (objective * (self.precision.scale / max(count, 1))).backward()
+            total += loss.detach()
+        self.world.sum_gradients(self.model.parameters())
+        if self.precision.scale != 1.0:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad /= self.precision.scale
+        return self.world.sum(total), count
+
+    def _forward(self, part: Batch) -> tuple[Tensor, Tensor]:
+        """The language-model loss and the whole objective, as sums."""
+        try:
+            with self.compiling.swapped(), self.precision.autocast(self.world.device):
+                losses = self.objective(self.model, part)
+        except Exception as error:
+            if not self.compiling.failed(error):
+                raise
+            return self._forward(part)
+        return losses.loss, losses.total
