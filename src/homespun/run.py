@@ -20,9 +20,12 @@ from homespun.evaluate.report import write_report
 from homespun.families import RECIPES
 from homespun.generate.engine import Completion, Generator
 from homespun.generate.sampling import Sampling
+from homespun.model.cost import cost
 from homespun.model.decoder import Decoder
 from homespun.train import parallel
 from homespun.train.checkpoint import Checkpoints
+from homespun.train.estimate import Plan
+from homespun.train.estimate import plan as estimate
 from homespun.train.log import Console, PlainConsole, read_metrics
 from homespun.train.machine import environment
 from homespun.train.recipe import BUDGETS, Recipe
@@ -91,6 +94,11 @@ def train(
     if world.leader:
         run.report()
     return run
+
+
+def plan(recipe: Recipe | str = DEFAULT_RECIPE, measure: bool = True) -> Plan:
+    """Parameters, FLOPs, memory and time of a recipe on this machine; `measure`: time three steps."""
+    return estimate(globals()["recipe"](recipe), measure)
 
 
 def load(path: str | Path, checkpoint: str = "last") -> Run:
@@ -199,7 +207,7 @@ def _prepare(data: str | Sequence[str], chosen: Recipe, out: str | Path | None, 
     shown = console or PlainConsole()
     return prepare_corpus(
         [str(source) for source in sources], chosen.tokenizer, chosen.data, Path(out) if out else None,
-        progress=shown.preparing, note=shown.note,
+        progress=shown.preparing, say=shown.note,
     )  # fmt: skip
 
 
@@ -233,7 +241,11 @@ def _open_folder(folder: Path, chosen: Recipe, corpus: Corpus, data: str | Seque
         raise ConfigError(f"{folder} exists and holds no run", "Choose another folder with --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        about = environment() | {"corpus": corpus.identity, "data": [data] if isinstance(data, str) else list(data)}
+        about = environment() | {
+            "parameters": cost(chosen.model).parameters,
+            "corpus": corpus.manifest["key"],
+            "data": [data] if isinstance(data, str) else [str(source) for source in data],
+        }
         _write(folder / "tokenizer.json", None, corpus.tokenizer)
         _write(folder / "environment.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
         _write(settings, config.to_yaml(chosen))  # last: a folder with a recipe is a run
@@ -261,7 +273,7 @@ def _check_same(folder: Path, old: Recipe, new: Recipe, corpus: Corpus) -> None:
             "Use the same settings to continue it, or choose another folder with --out.",
         )
     about = folder / "environment.json"
-    if about.is_file() and json.loads(about.read_text(encoding="utf-8")).get("corpus") != corpus.identity:
+    if about.is_file() and json.loads(about.read_text(encoding="utf-8")).get("corpus") != corpus.manifest["key"]:
         raise CheckpointError(f"The run in {folder} was trained on other text", "Choose another folder with --out.")
 
 

@@ -108,10 +108,11 @@ class Rotation(nn.Module):
     def tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and sin of every angle up to `length` places: two (>= length, D/2) fp32 tensors."""
         if self._cos.size(0) < length or self._cos.device != device:
-            exponent = torch.arange(0, self.head_size, 2, dtype=torch.int64).to(device, torch.float32) / self.head_size
-            place = torch.arange(_round_up(length), device=device, dtype=torch.float32)
-            angle = torch.outer(place, 1.0 / self.base**exponent)
-            self._cos, self._sin = angle.cos(), angle.sin()
+            with torch.inference_mode(False):  # made while writing, the tables must serve training, too
+                exponent = torch.arange(0, self.head_size, 2).to(device, torch.float32) / self.head_size
+                place = torch.arange(_round_up(length), device=device, dtype=torch.float32)
+                angle = torch.outer(place, 1.0 / self.base**exponent)
+                self._cos, self._sin = angle.cos(), angle.sin()
         return self._cos, self._sin
 
     def forward(self, q: Tensor, k: Tensor, start: int = 0, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:

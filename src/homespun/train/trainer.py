@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from homespun.data.batches import Batches
 from homespun.data.corpus import Corpus
-from homespun.errors import CheckpointError, ConfigError, TrainingError
+from homespun.errors import CheckpointError, ConfigError
 from homespun.model.cost import cost
 from homespun.model.decoder import Decoder
 from homespun.optim import load_optimizer_tensors, optimizer_tensors
@@ -28,43 +28,13 @@ from homespun.train.memory import rows_that_fit
 from homespun.train.pace import Pace
 from homespun.train.parallel import World
 from homespun.train.precision import ceiling, choose
+from homespun.train.progress import Progress, Summary
 from homespun.train.recipe import Recipe
 from homespun.train.update import Stepped, Updater
 from homespun.train.validate import Validation
 
 Sampler = Callable[[Decoder], list[tuple[str, str]]]
 """Writes a few texts with the model as it is: pairs of prompt and continuation."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands. With the weights, the optimizer, the loss scale and the guard it is all there is to save."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    total: int | None = None
-    best_loss: float | None = None
-    best_step: int | None = None
-    worse: int = 0  # evaluations since the best one
-    losses: list[float | None] = field(default_factory=list)  # of every evaluation
-    logged: int = 0
-    evaluated: int = 0
-    saved: int = 0
-    sampled: int = 0
-
-
-@dataclass(frozen=True)
-class Summary:
-    """How a run ended: `reason` is `budget`, `patience` or `signal`, and then `signal` is its number."""
-
-    steps: int
-    tokens: int
-    seconds: float
-    validation: dict[str, float]
-    best_step: int | None
-    reason: str
-    signal: int | None = None
 
 
 class Trainer:
@@ -95,6 +65,7 @@ class Trainer:
         self.batches = Batches(corpus.train, context, rows, train.seed, self.world.rank, self.world.size)
         self.tokens_per_step = rows * context
         self.budget = Budget.of(train, self.batches.steps_per_epoch, self.tokens_per_step)
+        folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.metrics, self.samples = MetricsLog(folder / "metrics.jsonl"), MetricsLog(folder / "samples.jsonl")
         found = self._newest()
@@ -113,8 +84,8 @@ class Trainer:
 
     def fit(self) -> Summary:
         """Trains until the budget is spent, patience ends, or a signal asks to stop; the state is saved in each case."""
-        self._announce()
         with SignalGuard() as signals:
+            self._announce()
             self.pace.start()
             reason = self._loop(signals)
             if reason != "signal":
@@ -215,7 +186,7 @@ class Trainer:
             row = {"step": p.step, "tokens": p.tokens, "seconds": round(p.seconds, 3)}
             row |= {name: finite(value) for name, value in self.latest.items()}
             self.metrics.append(row)
-            self.console.validation(row)
+            self.console.validation(row | {"best": better})
             if said := advice.rising([loss for loss in p.losses if loss is not None]):
                 self.advise(said)
 
@@ -265,10 +236,10 @@ class Trainer:
             return
         p.saved = p.step
         if self.world.leader:
-            weights = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
-                raise TrainingError("The weights are not finite, so they were not saved", "Lower optimizer.learning_rate.")
-            files = {"model": weights, "optimizer": optimizer_tensors(self.updater.optimizer, self.model)}
+            files = {
+                "model": self.model.state_dict(),
+                "optimizer": optimizer_tensors(self.updater.optimizer, self.model),
+            }
             state = {
                 "progress": asdict(p),
                 "guard": self.updater.finite.to_dict(),

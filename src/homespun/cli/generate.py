@@ -1,0 +1,107 @@
+"""`homespun generate`: text from a trained model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from homespun.cli import options, show
+from homespun.cli.options import argument, option
+from homespun.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from homespun.run import Run
+
+
+Prompts = Annotated[list[str] | None, option("--prompt -p", "TEXT", "May be repeated; - reads standard input.")]
+PromptFile = Annotated[Path | None, option("--file", "FILE", "Prompts, one per line.")]
+MaxTokens = Annotated[int | None, option("--max-tokens", "N", "Stop after so many tokens.")]
+Temperature = Annotated[float | None, option("--temperature -t", "X", "0: always the likeliest token; higher: bolder.")]
+TopK = Annotated[int | None, option("--top-k", "N", "Choose among the N likeliest tokens.")]
+TopP = Annotated[float | None, option("--top-p", "X", "Choose among the likeliest tokens of probability X together.")]
+MinP = Annotated[float | None, option("--min-p", "X", "Leave out what is less likely than X times the likeliest.")]
+Penalty = Annotated[float | None, option("--repetition-penalty", "X", "Above 1: less likely to repeat.")]
+Stop = Annotated[list[str] | None, option("--stop", "TEXT", "Stop before this text; may be repeated.")]
+Number = Annotated[int, typer.Option("-n", metavar="N", min=1, help="How many texts for each prompt.")]
+Checkpoint = Annotated[str, typer.Option("--checkpoint", metavar="WHICH", help="last, best, or a step.")]
+Stream = Annotated[bool, option("--stream", None, "Show the text while it is written.")]
+
+
+def generate(
+    run: Annotated[Path, argument("RUN", "The folder of a run.")],
+    prompt: Prompts = None,
+    file: PromptFile = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
+    stop: Stop = None,
+    seed: options.Seed = None,
+    number: Number = 1,
+    checkpoint: Checkpoint = "last",
+    stream: Stream = False,
+    json: options.AsJson = False,
+) -> None:
+    """Write text with a trained model.
+
+    Example: [bold]homespun generate runs/demo -p "Once upon a time" --temperature 0.7 --seed 1[/bold]
+    """
+    prompts = _prompts(prompt, file)
+    if stream and (json or number > 1 or len(prompts) > 1):
+        raise ConfigError("--stream shows one text", "Leave out --json and -n, and give one prompt.")
+    given = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+             "repetition_penalty": repetition_penalty, "stop": stop or None, "seed": seed}  # fmt: skip
+    settings = {name: value for name, value in given.items() if value is not None}
+    from homespun.run import load
+
+    loaded = load(run, checkpoint)
+    for note in loaded.notes:
+        typer.echo(f"note: {note}", err=True)
+    if stream:
+        _stream(loaded, prompts[0], settings)
+    else:
+        _write(loaded, prompts, number, settings, json)
+
+
+def _stream(run: Run, prompt: str, settings: dict[str, Any]) -> None:
+    show.write(prompt, end="")
+    for piece in run.stream(prompt, **settings):
+        show.write(piece, end="")
+    show.write("")
+
+
+def _write(run: Run, prompts: list[str], number: int, settings: dict[str, Any], json: bool) -> None:
+    records = run.records(prompts, count=number, **settings)
+    for index, record in enumerate(records):
+        if json:
+            show.as_json(record.to_dict(), indent=None)
+            continue
+        if len(records) > 1:
+            typer.secho(f"--- {index + 1} of {len(records)}", dim=True)
+        show.write(record.prompt + record.text)
+
+
+def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
+    """The prompts in their order: an empty one when none is given, so that the model starts a document of its own."""
+    prompts = [_standard_input() if prompt == "-" else prompt for prompt in given or ()]
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{file} cannot be read: {error}", "Give UTF-8 text, a prompt on each line.") from None
+        prompts += [line.rstrip("\r") for line in lines if line.strip()]
+        if not prompts:
+            raise DataError(f"{file} holds no prompt", "Write one on each line.")
+    return prompts or [""]
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"Standard input is not UTF-8 text: {error}", "Convert it first.") from None

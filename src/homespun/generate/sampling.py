@@ -1,0 +1,129 @@
+"""From logits to the next token: pure functions, and the settings that steer them. B rows, V vocabulary.
+
+The controls act in this order, each on what the one before it left:
+repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from homespun.config import Config, Count
+
+SEEDS = 2**31  # a seed chosen for the user is below this: short enough to be typed again
+_FEW = 256  # most nuclei are found among so many tokens; sorting 50,000 takes a CPU 30 times as long
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, the step of SplitMix64
+
+
+class Sampling(Config):
+    """How the next token is chosen, and when a text ends.
+
+    `max_tokens`: the most tokens that are written. `temperature`: logits are divided by it; 0 takes the most likely
+    token (the lowest id of equals), whatever top-k, top-p and min-p say. `top_k`: only that many most likely tokens.
+    `top_p`: only the smallest set of most likely tokens with at least that probability. `min_p`: only tokens at least
+    that many times as likely as the most likely one. `repetition_penalty`: the logits of tokens that stand in the
+    prompt or the text are divided by it where positive and multiplied where negative (Keskar et al., 2019); the end
+    token's never. `stop`: a text ends before the first of these strings. `seed`: none means another text each time.
+    """
+
+    max_tokens: Count = 200
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.8
+    top_k: Count | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+
+def sample(logits: Tensor, sampling: Sampling, uniforms: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Logits (B, V) -> one id for each row (B,).
+
+    `uniforms` (B,) are numbers in [0, 1), one for each row, that decide the draw: a row's id depends on its own numbers
+    and on nothing else in the batch. `seen` (B, V) is true for the tokens that the repetition penalty concerns.
+    """
+    if sampling.temperature == 0:
+        return penalize(logits.float(), sampling.repetition_penalty, seen).argmax(-1)
+    # Rounding must not favour the first tokens of a large vocabulary; Apple's GPUs know no float64.
+    exact = torch.float32 if logits.device.type == "mps" else torch.float64
+    reached = shape(logits, sampling, seen).softmax(-1).cumsum(-1, dtype=exact)
+    below_one = uniforms.to(reached.device, exact).clamp(max=1 - torch.finfo(exact).eps / 2)
+    ids = torch.searchsorted(reached, below_one[:, None] * reached[:, -1:], right=True).squeeze(1)
+    return ids.clamp(max=logits.size(-1) - 1)  # NaN finds no place; let the caller see it
+
+
+def shape(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
+    """The float32 logits (B, V) of the distribution that is drawn from; -inf is never drawn, and the best one stays.
+
+    Needs a temperature above 0.
+    """
+    logits = penalize(logits.float(), sampling.repetition_penalty, seen)
+    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # <= 0: a tiny temperature cannot overflow
+    if sampling.top_k is not None and sampling.top_k < logits.size(-1):
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        logits = keep_top_p(logits, sampling.top_p)
+    if sampling.min_p:
+        logits = logits.masked_fill(logits < math.log(sampling.min_p), -math.inf)
+    return logits
+
+
+def penalize(logits: Tensor, penalty: float, seen: Tensor | None) -> Tensor:
+    """Makes the tokens in `seen` (B, V) less likely (penalty > 1) or more likely (< 1); see `Sampling`."""
+    if penalty == 1 or seen is None:
+        return logits
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Logits (B, V) with all but the k largest at -inf; of equals at the border the lowest ids stay."""
+    least = logits.topk(k).values[:, -1:]
+    return _keep_largest(logits, least, k)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Logits (B, V) with all at -inf but the smallest set of largest ones whose probability is at least p.
+
+    At least one stays; of equals at the border the lowest ids stay.
+    """
+    few = logits.size(-1)
+    if logits.device.type == "cpu":  # a GPU sorts all, which is quick, and need not wait for the question below
+        few = min(few, _FEW)
+    total = logits.logsumexp(-1, keepdim=True)
+    largest = logits.topk(few).values  # in descending order
+    before = (largest - total).exp().cumsum(-1)
+    if few < logits.size(-1) and bool((before[:, -1] < p).any()):
+        largest = logits.sort(descending=True).values
+        before = (largest - total).exp().cumsum(-1)
+    count = ((before < p).sum(-1, keepdim=True) + 1).clamp(max=largest.size(-1))  # rounding may leave the sum below p
+    return _keep_largest(logits, largest.gather(-1, count - 1), count)
+
+
+def _keep_largest(logits: Tensor, least: Tensor, count: Tensor | int) -> Tensor:
+    """The `count` largest logits, of which `least` (B, 1) is the smallest; the others become -inf."""
+    above, equal = logits > least, logits == least
+    ties = count - above.sum(-1, keepdim=True)
+    return logits.masked_fill(~(above | equal & (equal.cumsum(-1) <= ties)), -math.inf)
+
+
+def draws(seeds: np.ndarray, places: np.ndarray) -> Tensor:
+    """Numbers in [0, 1), float64, each a pure function of a seed and a place in the text (uint64 arrays of one shape).
+
+    There is no generator state: a text that is continued at any token goes on as if it had not been interrupted, and
+    machines and devices agree. The function is SplitMix64 (Steele et al., 2014), started at the mixed seed.
+    """
+    bits = _mix(_mix(seeds + _GOLDEN) + places * _GOLDEN) >> np.uint64(11)
+    return torch.from_numpy(bits.astype(np.float64) * 2.0**-53)
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    """Spreads every bit over all 64; wraps around, as unsigned arrays do."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

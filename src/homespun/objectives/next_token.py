@@ -1,0 +1,89 @@
+"""Predict the next token: the objective of language modelling. B batch, T tokens, V vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from homespun.config import Config, Count
+from homespun.model.decoder import Decoder
+from homespun.objectives.cross_entropy import IGNORED, chunked_cross_entropy, cross_entropy_parts, token_losses
+
+__all__ = ["IGNORED", "Batch", "Losses", "NextToken", "NextTokenObjective", "chunked_cross_entropy", "token_losses"]
+
+
+class Batch(Protocol):
+    """What an objective needs of a batch."""
+
+    @property
+    def tokens(self) -> Tensor: ...  # (B, T) int64
+    @property
+    def targets(self) -> Tensor: ...  # (B, T) int64; IGNORED where nothing is asked
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Sums with their counts, to be divided once by the global count: exact under accumulation, masks and many devices.
+
+    loss: the cross-entropy alone, in nats over `count` targets, for reports. total: what to differentiate, the loss and
+    all that is added to it. extra: each added part by name, its sum (weighted as in `total`) and its count.
+    """
+
+    loss: Tensor
+    count: int
+    total: Tensor
+    extra: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+
+
+class NextToken(Config):
+    """Cross-entropy of the next token. `z_loss`: weight of logsumexp^2, which keeps logits from drifting (PaLM: 1e-4).
+
+    `chunk`: rows whose logits are in memory at one time; memory is chunk * vocab * 4 bytes.
+    """
+
+    kind: Literal["next_token"] = "next_token"
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+    chunk: Count = 512
+
+    def build(self) -> NextTokenObjective:
+        """The objective: `objective(decoder, batch) -> Losses`."""
+        return NextTokenObjective(self)
+
+
+class NextTokenObjective:
+    """Calls `decoder.hidden` and never makes the logits of a whole batch."""
+
+    def __init__(self, config: NextToken):
+        self.config = config
+
+    def __call__(self, decoder: Decoder, batch: Batch) -> Losses:
+        """The losses of a batch, with gradients where they are enabled."""
+        hidden, auxiliary = decoder.hidden(batch.tokens)
+        total, z_loss, count = cross_entropy_parts(
+            hidden.flatten(0, 1),
+            decoder.head_weight,
+            batch.targets.flatten(),
+            decoder.config.softcap,
+            self.config.z_loss,
+            self.config.chunk,
+        )
+        if not self.config.z_loss and not auxiliary.losses:
+            return Losses(total, count, total)
+        loss, extra = (total - z_loss).detach(), {}
+        if self.config.z_loss:
+            extra["z_loss"] = (z_loss, count)
+        for name, value in auxiliary.losses.items():
+            total = total + value
+            extra[name] = (value.detach(), batch.tokens.numel())
+        return Losses(loss, count, total, extra)
+
+    @torch.no_grad()
+    def token_losses(self, decoder: Decoder, batch: Batch) -> Tensor:
+        """The loss of every target in nats, (B, T); 0 where it is IGNORED. No gradient."""
+        hidden, _ = decoder.hidden(batch.tokens)
+        flat = hidden.flatten(0, 1), decoder.head_weight, batch.targets.flatten()
+        return token_losses(*flat, decoder.config.softcap, self.config.chunk).view_as(batch.targets)

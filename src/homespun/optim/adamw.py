@@ -1,0 +1,39 @@
+"""AdamW (Loshchilov and Hutter, 2019) on every parameter, through torch's fused step."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from homespun.config import Config
+from homespun.optim.groups import adam_groups, assign, fused
+from homespun.optim.schedule import Schedule, WarmupStableDecay
+
+Rate = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0)]
+Clip = Annotated[float, Field(gt=0)] | None
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class AdamW(Config):
+    """AdamW. `clip`: the largest global norm of the gradient (none: no limit). `decay_embeddings`: as GPT-2 does.
+
+    Norms and biases never decay.
+    """
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: Rate = 3e-4
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: Rate = 1e-8
+    weight_decay: Decay = 0.1
+    decay_embeddings: bool = True
+    clip: Clip = 1.0
+    schedule: Schedule = WarmupStableDecay()
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of `model`'s parameters. Raises `ConfigError` for a parameter that the rules do not know."""
+        groups = adam_groups(assign(model), self.learning_rate, self.weight_decay, self.decay_embeddings)
+        return torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=fused(model.parameters()))
