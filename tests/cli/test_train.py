@@ -78,7 +78,7 @@ def test_plan_says_whether_it_fits(homespun: Command) -> None:
     assert plan["fits"] is True and plan["parameters"] > 0 and plan["steps"] == 100
     shown = homespun("plan", "--recipe", "house-tiny", "--no-measure", "model.width=64").out
     assert "will it fit?" in shown and "parameters" in shown
-    huge = json.loads(homespun("plan", "--no-measure", "--json", "model.width=65536", "model.layers=400").out)
+    huge = json.loads(homespun("plan", "--no-measure", "--json", "model.width=98304", "model.layers=400").out)
     assert huge["fits"] is False
 
 

@@ -217,6 +217,21 @@ def test_a_kill_at_any_moment_of_a_save_costs_nothing(tmp_path: Path, former: bo
 
 
 @needs_fork
+def test_a_save_over_what_a_kill_left_is_as_safe_as_any(tmp_path: Path) -> None:
+    place = save(tmp_path / "run", 5)
+    shutil.copytree(place, place.with_name("step-00000005.old"))
+    os.truncate(place / "model.safetensors", 3)
+
+    def check(folder: Path) -> None:
+        checkpoints = Checkpoints(folder)
+        assert value_of(checkpoints, checkpoints.newest_good(lambda sentence: None)) in (5.0, 55.0)
+
+    assert every_moment(tmp_path / "run", lambda folder: save(folder, 5, 55.0), check) > 20
+    assert value_of(Checkpoints(tmp_path / "run"), save(tmp_path / "run", 5, 55.0)) == 55.0
+    assert leftovers(tmp_path / "run") == []
+
+
+@needs_fork
 def test_a_kill_at_any_moment_of_cleaning_loses_no_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     save(folder, 5, 1.0).rename(folder / "step-00000005.old")
@@ -239,6 +254,35 @@ def test_a_kill_at_any_moment_of_pruning_leaves_nothing_that_looks_damaged(tmp_p
         assert all(verify(folder / f"step-{step:08d}") == [] for step in checkpoints.steps())
 
     assert every_moment(tmp_path / "run", lambda folder: Checkpoints(folder).prune(1), check) > 4
+
+
+def test_all_is_on_the_disk_before_the_manifest_and_the_manifest_before_the_name(tmp_path: Path, monkeypatch) -> None:
+    """What a power cut leaves: only what was flushed before."""
+    flushed: list[int] = []  # inodes, in order
+    named = []
+    fsync, rename = os.fsync, os.rename
+
+    def flush(handle: int) -> None:
+        fsync(handle)
+        flushed.append(os.fstat(handle).st_ino)
+
+    def check_and_rename(old: Path, new: Path, **more: object) -> None:
+        if new == tmp_path / "step-00000005":
+            inodes = {path.name: path.stat().st_ino for path in Path(old).iterdir()}
+            manifest = flushed.index(inodes.pop("manifest.json"))
+            assert max(flushed.index(inode) for inode in inodes.values()) < manifest
+            folder = Path(old).stat().st_ino
+            assert folder in flushed[:manifest] and folder in flushed[manifest:]
+            named.append(len(flushed))
+        rename(old, new, **more)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "rename", check_and_rename)
+    for _ in range(2):
+        flushed.clear()
+        save(tmp_path, 5)
+        assert tmp_path.stat().st_ino in flushed[named[-1] :]  # and then the name itself
+    assert len(named) == 2
 
 
 def test_of_a_step_and_its_former_self_the_good_one_stays(tmp_path: Path) -> None:

@@ -222,4 +222,4 @@ def test_a_seeded_run_has_the_losses_it_had(tmp_path):
     assert losses == pytest.approx(PINNED, abs=2e-3)
 
 
-PINNED = [5.5905, 5.5577, 5.5484, 5.5483]
+PINNED = [5.5502, 5.5551, 5.5662, 5.5647]

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from homespun.cli import options, show
+from homespun.cli.options import Choices
 from homespun.cli.train import leave_if_stopped, outcome, tell_result
 from homespun.errors import ConfigError
 
 if TYPE_CHECKING:
     from homespun.run import Run
 
-CORPUS = "stories:20000"
+CORPUS = "stories:15000"
+SHORT = ("train.evaluate_tokens=16384",)  # a minute is for training
 SCORED, SHOWN = 20, 3  # samples that the grammar judges, and those that are printed
 
 
@@ -35,14 +37,13 @@ def demo(
         raise ConfigError("Both --seconds and --steps were given", "Give one of them.")
     if seconds is not None and not seconds > 0:
         raise ConfigError(f"--seconds {seconds} is no time to train", "Give a positive number.")
-    from homespun import run
+    from homespun.run import train
     from homespun.train.log import open_console
 
     folder = out if out is not None else _new_folder()
-    minutes = (60.0 if seconds is None else seconds) / 60
-    budget = f"train.steps={steps}" if steps is not None else f"train.minutes={minutes}"
-    recipe = run.recipe("house-tiny", budget, *([] if seed is None else [f"train.seed={seed}"]))
-    done = run.train(CORPUS, recipe, folder, console=open_console(quiet, stderr=json))
+    minutes = None if steps is not None else str((60.0 if seconds is None else seconds) / 60)
+    recipe = Choices("house-tiny", None, SHORT, steps, minutes=minutes, seed=seed).build()
+    done = train(CORPUS, recipe, folder, console=open_console(quiet, stderr=json))
     leave_if_stopped(done, show.command("demo", "--out", folder, *_said(seconds, steps, seed)))
     texts = [record.text for record in done.records([""], count=SCORED, max_tokens=200, temperature=0.8, seed=1)]
     if json:

@@ -28,3 +28,7 @@ class Block(nn.Module):
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), cache))
         y, auxiliary = self.mlp(self.post_attention_layernorm(x))
         return x + self.dropout(y), auxiliary
+
+    def new_cache(self, batch: int, capacity: int, padding: Tensor | None) -> LayerCache:
+        """An empty cache for this layer."""
+        return self.self_attn.new_cache(batch, capacity, padding)

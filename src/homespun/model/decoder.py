@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -59,6 +59,10 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = config.norm.build(config.width)
 
+    def blocks(self) -> Iterator[Block]:
+        """The layers, from the bottom to the top."""
+        return iter(self.layers)  # type: ignore[arg-type]
+
 
 class Decoder(nn.Module):
     """A causal language model: `model(tokens)` gives the logits of every next token.
@@ -92,7 +96,7 @@ class Decoder(nn.Module):
         x = self.model.embed_positions(self.model.embed_tokens(tokens), start, padding)  # (B, T, d)
         x = self.model.dropout(x)
         reports = []
-        for block, layer_cache in zip(self.model.layers, caches, strict=True):
+        for block, layer_cache in zip(self.model.blocks(), caches, strict=True):
             if self.checkpoint_activations and torch.is_grad_enabled() and layer_cache is None:
                 x, report = checkpoint(block, x, use_reentrant=False)
             else:
@@ -116,4 +120,4 @@ class Decoder(nn.Module):
 
         `padding` (B,): how many slots on the left of each row are empty, for prompts of different lengths.
         """
-        return [block.self_attn.new_cache(batch, capacity, padding) for block in self.model.layers]
+        return [block.new_cache(batch, capacity, padding) for block in self.model.blocks()]

@@ -77,7 +77,7 @@ class NoTable(nn.Module):
 class PositionTable(nn.Embedding):
     """Learned vectors, one for each place."""
 
-    def forward(self, x: Tensor, start: int = 0, padding: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, start: int = 0, padding: Tensor | None = None) -> Tensor:
         if start + x.size(1) > self.num_embeddings:
             raise ConfigError(
                 f"Learned positions end at {self.num_embeddings}, but {start + x.size(1)} tokens were given",

@@ -27,7 +27,7 @@ def chunked_cross_entropy(
     z_loss: float = 0.0,
     chunk: int = 512,
 ) -> Tensor:
-    """The SUM over targets that are not IGNORED of -log softmax(hidden @ weight.T)[target] + z_loss * logsumexp^2, nats.
+    """The SUM over targets not IGNORED of -log softmax(hidden @ weight.T)[target] + z_loss * logsumexp^2, in nats.
 
     hidden (N, d), weight (V, d), targets (N,) int64. `softcap`: logits become softcap * tanh(logits / softcap). The
     result is fp32 (fp64 for fp64) and differentiable once in `hidden` and `weight`; under autocast the products run in

@@ -7,10 +7,9 @@ from typing import Annotated
 from pydantic import Field
 
 from homespun.optim.adamw import AdamW
-from homespun.optim.groups import clip_gradients, set_learning_rate
 from homespun.optim.muon import Muon
 from homespun.optim.schedule import Constant, Cosine, Schedule, WarmupStableDecay
-from homespun.optim.state import load_optimizer_tensors, optimizer_tensors
+from homespun.optim.state import clip_gradients, load_optimizer_tensors, optimizer_tensors, set_learning_rate
 
 Optimizer = Annotated[AdamW | Muon, Field(discriminator="kind")]
 """The union of the kinds; another kind is one more file and one more word here."""

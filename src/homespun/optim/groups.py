@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from homespun.errors import ConfigError
 
 Role = Literal["embedding", "head", "matrix", "router", "norm", "bias"]
+Method = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,16 @@ class Assigned:
 
 
 def assign(model: nn.Module, rules: Iterable[Rule] = RULES) -> list[Assigned]:
-    """Every trainable parameter with its rule; tied ones once. `ConfigError` names one that no rule or several match."""
+    """Every trainable parameter with its rule, tied ones once.
+
+    Raises `ConfigError` that names a parameter which no rule or more than one rule matches.
+    """
     rules, found = tuple(rules), []
     for name, parameter in model.named_parameters():  # names a shared parameter once
         matching = [rule for rule in rules if re.fullmatch(rule.pattern, name)]
         if len(matching) != 1:
             said = f"{len(matching)} rules match" if matching else "No rule matches"
-            raise ConfigError(f"{said} the parameter {name!r}", "Name it in exactly one rule of homespun.optim.groups.RULES.")
+            raise ConfigError(f"{said} the parameter {name!r}", "Let exactly one rule in optim/groups.py match it.")
         if parameter.requires_grad:
             found.append(Assigned(name, parameter, matching[0]))
     return found
@@ -81,32 +84,9 @@ def adam_groups(
     ]
 
 
-def group(method: Literal["adamw", "muon"], parameters: list[nn.Parameter], rate: float, **settings: Any) -> dict[str, Any]:
+def group(method: Method, parameters: list[nn.Parameter], rate: float, **settings: Any) -> dict[str, Any]:
     """A parameter group that remembers its method and the rate that the schedule's factor multiplies."""
     return {"params": parameters, "method": method, "lr": rate, "base_learning_rate": rate, **settings}
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Sets the rate of each group to its base rate times `factor`, the schedule's value at this step."""
-    for one in optimizer.param_groups:
-        one["lr"] = one["base_learning_rate"] * factor
-
-
-@torch.no_grad()
-def clip_gradients(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
-    """Scales all gradients so that their global norm is at most `limit` (none: never); returns the fp32 norm before.
-
-    A norm that is not finite leaves the gradients untouched: one NaN would otherwise spread to every weight.
-    """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
-        return torch.zeros(())
-    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
-    norm = torch.linalg.vector_norm(torch.stack([each.to(norms[0].device) for each in norms]))
-    if limit is not None and limit < (length := float(norm)) < float("inf"):
-        for gradient in gradients:
-            gradient.mul_(limit / length)
-    return norm
 
 
 def fused(parameters: Iterable[Tensor]) -> bool:

@@ -57,7 +57,8 @@ class Muon(Config):
         groups = adam_groups(others, self.adam_learning_rate, self.weight_decay, self.decay_embeddings)
         for stacked in sorted({one.rule.stacked for one in hidden}):
             parameters = [one.parameter for one in hidden if one.rule.stacked == stacked]
-            groups.append(group("muon", parameters, self.learning_rate, weight_decay=self.weight_decay, stacked=stacked))
+            settings = {"weight_decay": self.weight_decay, "stacked": stacked}
+            groups.append(group("muon", parameters, self.learning_rate, **settings))
         return MuonOptimizer(groups, self)
 
 
@@ -73,7 +74,7 @@ class MuonOptimizer(torch.optim.Optimizer):
         self.dtype = newton_schulz_dtype(config.newton_schulz_dtype, self.param_groups[0]["params"][0].device)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -120,7 +121,7 @@ class MuonOptimizer(torch.optim.Optimizer):
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """(n, rows, columns) -> the same shape, each matrix with its singular values brought near 1 (about 0.7 to 1.2).
 
-    Newton-Schulz in the type of the input. A zero matrix stays exactly zero; the size of the input does not matter, however small.
+    Newton-Schulz in the type of the input. A zero matrix stays exactly zero; a tiny one is treated as any other.
     """
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
@@ -147,12 +148,11 @@ def scale(adjust: Adjust, rows: int, columns: int) -> float:
 
 
 def newton_schulz_dtype(choice: Literal["auto", "bf16", "fp32"], device: torch.device) -> torch.dtype:
-    """The type to orthogonalise in. `auto` asks what the processor can do and times nothing: a resumed run must agree."""
+    """The type to orthogonalise in. `auto` asks what the processor has and times nothing, so that a resumed run agrees."""
     if choice != "auto":
         return {"bf16": torch.bfloat16, "fp32": torch.float32}[choice]
     if device.type == "cuda":
-        repays = torch.cuda.get_device_capability(device) >= (8, 0) and torch.version.hip is None
-        return torch.bfloat16 if repays or torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     able = device.type == "cpu" and any(getattr(torch.cpu, test, bool)() for test in tests)
     return torch.bfloat16 if able else torch.float32

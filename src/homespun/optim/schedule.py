@@ -1,7 +1,7 @@
 """The learning rate as a pure function of the step: nothing to save, nothing to restart wrongly.
 
-`factor(step, total)` multiplies the optimizer's base rates at step 0, 1, ... of `total`; from `total` on it stays at its
-last value. Warm-up rises linearly from 1 / warmup, never takes more than half of the run, and never reaches into a decay.
+`factor(step, total)` multiplies the optimizer's base rates at step 0, 1, ... of `total`; past `total` it stays where it
+ended. Warm-up rises linearly from 1 / warmup, takes at most half of the run, and never reaches into a decay.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ class WarmupStableDecay(Config):
 
     def factor(self, step: int, total: int) -> float:
         """Between `floor` and 1."""
-        falling = self.decay * total
+        falling = self.decay * total  # steps
         rise = _rise(self.warmup, step, total, total - falling)
-        left = max(0.0, total - step)
-        return min(rise, self.floor + (1 - self.floor) * left / falling if left < falling else 1.0 if left else self.floor)
+        left = max(0, total - step)
+        if left >= falling:
+            return rise
+        return min(rise, self.floor + (1 - self.floor) * left / falling)
 
 
 class Cosine(Config):
@@ -55,7 +57,8 @@ class Cosine(Config):
         """Between `floor` and 1 once warm."""
         warm = _steps(self.warmup, total, total)
         done = min(1.0, max(0.0, (step - warm) / max(1.0, total - warm)))
-        return min(_rise(self.warmup, step, total, total), self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done)))
+        height = self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
+        return min(_rise(self.warmup, step, total, total), height)
 
 
 class Constant(Config):

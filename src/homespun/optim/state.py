@@ -1,9 +1,9 @@
-"""The state of an optimizer as tensors with flat names, for checkpoints: `parameter/key`, exact both ways."""
+"""What the trainer does with an optimizer beside its step: rates, clipping, and its state as tensors for checkpoints."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,29 @@ from homespun.errors import CheckpointError
 
 _KEYS = {"muon": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
 _HINT = "It belongs to another model or optimizer: train with the settings of that run, or into another folder."
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Sets the rate of each group to its base rate times `factor`, the schedule's value at this step."""
+    for one in optimizer.param_groups:
+        one["lr"] = one["base_learning_rate"] * factor
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
+    """Scales all gradients so that their global norm is at most `limit` (none: never); returns the fp32 norm before.
+
+    A norm that is not finite leaves the gradients untouched: one NaN would otherwise spread to every weight.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    norm = torch.linalg.vector_norm(torch.stack([each.to(norms[0].device) for each in norms]))
+    if limit is not None and limit < (length := float(norm)) < float("inf"):
+        for gradient in gradients:
+            gradient.mul_(limit / length)
+    return norm
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
@@ -27,7 +50,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Replaces all state by copies of `tensors`, bit for bit. `CheckpointError` names what does not fit; then nothing changed."""
+    """Replaces all state by copies of `tensors`, bit for bit.
+
+    Raises `CheckpointError` that names what does not fit; then nothing has changed.
+    """
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter in groups}
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -41,23 +67,17 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
     optimizer.state.clear()
     for name, state in found.items():
         parameter = parameters[name]
-        on_device = bool(groups[parameter].get("fused"))
-        optimizer.state[parameter] = {
-            # the count of steps lives on the CPU unless the fused kernel reads it
-            key: tensor.detach().clone() if key == "step" and not on_device else _copy(tensor, parameter)
-            for key, tensor in state.items()
-        }
+        fused = bool(groups[parameter].get("fused"))  # only the fused kernel reads the count of steps on the device
+        for key, tensor in state.items():
+            device = tensor.device if key == "step" and not fused else parameter.device
+            optimizer.state[parameter][key] = tensor.detach().to(device, copy=True)
 
 
 def _check(name: str, parameter: Tensor, state: Mapping[str, Tensor], keys: set[str]) -> None:
     if set(state) != keys:
         has, wants = ", ".join(sorted(state)), ", ".join(sorted(keys))
-        raise CheckpointError(f"The saved optimizer state of {name!r} has {has}, where this optimizer has {wants}", _HINT)
+        raise CheckpointError(f"The saved state of {name!r} has {has}, but this optimizer has {wants}", _HINT)
     for key, tensor in state.items():
         shape = torch.Size() if key == "step" else parameter.shape
         if tensor.shape != shape:
             raise CheckpointError(f"The saved {name}/{key} has shape {tuple(tensor.shape)}, not {tuple(shape)}", _HINT)
-
-
-def _copy(tensor: Tensor, parameter: Tensor) -> Tensor:
-    return tensor.detach().to(parameter.device, copy=True)

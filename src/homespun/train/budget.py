@@ -28,12 +28,9 @@ class Budget:
     @staticmethod
     def of(train: TrainConfig, steps_per_epoch: int, tokens_per_step: int) -> Budget:
         """The budget that the settings give. Raises `ConfigError` when they give none."""
-        limits = [
-            train.steps,
-            train.tokens and math.ceil(train.tokens / tokens_per_step),
-            train.epochs and math.ceil(train.epochs * steps_per_epoch),
-        ]
-        known = [limit for limit in limits if limit is not None]
+        known = [train.steps] if train.steps is not None else []
+        known += [math.ceil(train.tokens / tokens_per_step)] if train.tokens is not None else []
+        known += [math.ceil(train.epochs * steps_per_epoch)] if train.epochs is not None else []
         if not known and train.minutes is None:
             raise ConfigError("No budget is set", "Give one of --steps, --tokens, --minutes, --epochs.")
         fixed = min(known) if known else None

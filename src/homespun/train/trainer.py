@@ -183,7 +183,7 @@ class Trainer:
         if self.world.leader:
             if better:
                 self.checkpoints.mark_best(p.step)
-            row = {"step": p.step, "tokens": p.tokens, "seconds": round(p.seconds, 3)}
+            row: dict[str, Any] = {"step": p.step, "tokens": p.tokens, "seconds": round(p.seconds, 3)}
             row |= {name: finite(value) for name, value in self.latest.items()}
             self.metrics.append(row)
             self.console.validation(row | {"best": better})
