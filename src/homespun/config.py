@@ -180,14 +180,14 @@ def _explain(cls: type[Config], data: Any, error: ValidationError, source: str) 
         return ConfigError(f"Unknown setting {key!r} in {source}", nearest(path[-1], _fields_at(cls, data, path[:-1])))
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         expected = first.get("ctx", {}).get("expected_tags", "")
-        return ConfigError(f"{key} has no kind {_kind(value)!r}", f"Choose one of: {expected.replace(chr(39), '')}.")
+        return ConfigError(f"{key} in {source} has no kind {_kind(value)!r}", f"Choose one of: {expected.replace(chr(39), '')}.")
     if first["type"] == "missing":
         return ConfigError(f"{key} is missing in {source}", "Set it.")
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
         return cause
     message = str(cause) if cause else first["msg"].replace("Input should be", "it should be")
-    place = f"{key} = {value!r:.80}" if path else source
+    place = f"{key} = {value!r:.80} in {source}" if path else source
     return ConfigError(f"{place} is not possible: {message}", f"Change {key or 'it'} and try again.")
 
 

@@ -195,7 +195,7 @@ def test_a_validation_without_finite_numbers_says_so() -> None:
     console = PlainConsole(stream)
     console.validation({"step": 3, "validation_loss": None})
     console.validation(VALIDATION | {"best": True})
-    assert told(stream)[0] == "step 3: validation not finite" and told(stream)[1].endswith(", the best so far")
+    assert told(stream)[0] == "step 3: validation not finite" and told(stream)[1].endswith(" (best so far)")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tests.train.house import ADAMW, CONTEXT, RECIPE, ROWS, assert_equal, corpus
 
 
 def test_the_loss_falls_and_the_story_is_kept(tmp_path):
-    run = trainer(tmp_path, "train.steps=60")
+    run = trainer(tmp_path, "train.steps=60", "train.evaluate_every=6")
     summary = run.fit()
     rows = read_metrics(tmp_path / "metrics.jsonl")
     losses = [row["loss"] for row in rows if row.get("loss") is not None]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
+
 from homespun.cli import options, show
 
 
@@ -20,35 +22,24 @@ def info(
 
 
 def _house(json: bool) -> None:
-    from homespun.run import DEFAULT_RECIPE, recipe, recipes
+    from homespun.run import DEFAULT_RECIPE, plan, recipe, recipes
     from homespun.train.log import short
     from homespun.train.machine import environment
 
-    chosen = [recipe(name) for name in recipes()]
+    chosen = {name: recipe(name) for name in recipes()}
+    sizes = {name: plan(one, measure=False).parameters for name, one in chosen.items()}
     if json:
-        sizes = {one.name: _parameters(one) for one in chosen}
         show.as_json({"recipes": sizes, "default": DEFAULT_RECIPE, "environment": environment()})
         return
-    columns = ("recipe", "parameters", "width", "layers", "context", "attention", "feed-forward", "optimizer")
+    columns = ("recipe", "parameters", "width", "layers", "context", "vocabulary", "optimizer")
     rows = []
-    for one in chosen:
-        m = one.model
-        name = one.name + (" (default)" if one.name == DEFAULT_RECIPE else "")
-        kinds = (m.attention.kind, m.feed_forward.kind, one.optimizer.kind)
-        rows.append((name, short(_parameters(one)), m.width, m.layers, m.context, *kinds))
-    show.table("Recipes (parameters without the vocabulary, where the text decides it)", rows, columns)
+    for name, one in chosen.items():
+        m, vocabulary = one.model, str(getattr(one.tokenizer, "size", None) or one.tokenizer.kind)
+        numbers = (short(sizes[name]), m.width, m.layers, m.context)
+        rows.append((name, *numbers, vocabulary, one.optimizer.kind))
+    show.table("Recipes (parameters with 1,024 tokens where the text decides the vocabulary)", rows, columns)
+    typer.echo(f"{DEFAULT_RECIPE} is used when none is named.")
     show.table("This machine", _pairs(environment()))
-
-
-def _parameters(recipe: Any) -> int:
-    """Parameters of the recipe's model; where its vocabulary waits for a text, of all but the embedding."""
-    from homespun.config import override
-    from homespun.model.cost import cost
-
-    if recipe.model.vocab is not None:
-        return cost(recipe.model).parameters
-    found = cost(override(recipe.model, ["vocab=64"]))
-    return found.parameters - found.embedding - (0 if recipe.model.tie_embeddings else 64 * recipe.model.width)
 
 
 def _story(folder: Path, json: bool) -> None:

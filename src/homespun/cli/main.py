@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -25,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_PANELS = {
+_PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Train": {"demo": demo.demo, "train": train.train, "plan": plan.plan, "prepare": prepare.prepare},
     "Use": {"generate": generate.generate},
     "Look": {"info": info.info, "report": report.report},

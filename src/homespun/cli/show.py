@@ -42,8 +42,8 @@ def table(title: str, rows: Iterable[Sequence[Any]], columns: Sequence[str] = ("
     from rich.table import Table
 
     shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, show_header=any(columns))
-    for column in columns:
-        shown.add_column(column)
+    for number, column in enumerate(columns):
+        shown.add_column(column, no_wrap=number == 0, overflow="fold")
     for row in rows:
         shown.add_row(*map(escape, row))
     Console(highlight=False).print(shown)

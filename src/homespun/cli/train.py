@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,7 +75,7 @@ def tell_result(run: Run) -> None:
 
     if result := run.result:
         bits = result.validation_bits_per_byte
-        measured = f", {bits:.3f} bits per byte on text it has not seen" if math.isfinite(bits) else ""
+        measured = "" if bits is None else f", {bits:.3f} bits per byte on text it has not seen"
         typer.echo(f"Trained {result.steps:,} steps in {human_time(result.seconds)}{measured}.")
     typer.echo(f"Run: {run.folder}   Report: {run.folder / 'report.html'}")
 

@@ -74,7 +74,7 @@ def phrases(slot: str, text: str, **patterns: str) -> list[Entry]:
 
 def things(slot: str, text: str) -> list[Entry]:
     """Entries with the forms `slot`, `a_slot` and `A_slot`; a word written `some x` takes no other article."""
-    entries = []
+    entries: list[Entry] = []
     for word in phrases("word", text):
         bare = word["word"].removeprefix("some ")
         phrase = article(bare) if bare == word["word"] else word["word"]

@@ -148,7 +148,7 @@ def scale(adjust: Adjust, rows: int, columns: int) -> float:
 
 
 def newton_schulz_dtype(choice: Literal["auto", "bf16", "fp32"], device: torch.device) -> torch.dtype:
-    """The type to orthogonalise in. `auto` asks what the processor has and times nothing, so that a resumed run agrees."""
+    """The type to orthogonalise in. `auto` asks what the processor has; a timing could differ at resume."""
     if choice != "auto":
         return {"bf16": torch.bfloat16, "fp32": torch.float32}[choice]
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What the trainer does with an optimizer beside its step: rates, clipping, and its state as tensors for checkpoints."""
+"""What the trainer needs of an optimizer beside its step: rates, clipping, and its state as tensors."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def validation_text(metrics: Metrics) -> str:
         perplexity is not None and f"perplexity {perplexity:.4g}",
     ]
     figures = ", ".join(text for text in told if isinstance(text, str)) or "not finite"
-    return f"step {metrics['step']:,}: validation {figures}" + (", the best so far" if metrics.get("best") else "")
+    return f"step {metrics['step']:,}: validation {figures}" + (" (best so far)" if metrics.get("best") else "")
 
 
 def preparing_text(phase: str, done: int, total: int | None, tokens: int) -> str:

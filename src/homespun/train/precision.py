@@ -104,6 +104,8 @@ def products_time(model: nn.Module, rows: int, dtype: torch.dtype, device: torch
             y = x @ weight.T
             _ = y @ weight
             _ = y.T @ x
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             best = min(best, time.perf_counter() - begin)
         total += best
     return total or 1.0

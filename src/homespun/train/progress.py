@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass
@@ -13,14 +16,32 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
     total: int | None = None
-    best_loss: float | None = None
-    best_step: int | None = None
-    worse: int = 0  # evaluations since the best one
-    losses: list[float | None] = field(default_factory=list)  # of every evaluation
     logged: int = 0
     evaluated: int = 0
     saved: int = 0
+    saved_at: float = 0.0  # the seconds then
     sampled: int = 0
+
+
+class History:
+    """The evaluations of a run, rows as in `metrics.jsonl`: which was the best, and how many came after it."""
+
+    def __init__(self) -> None:
+        self.latest: dict[str, Any] = {}
+        self.losses: list[float] = []  # those that were finite
+        self.best_step: int | None = None
+        self.worse = 0
+        self.step = 0
+
+    def add(self, row: Mapping[str, Any]) -> bool:
+        """Takes in a validation row; whether it is the best so far (a loss that is not finite never is)."""
+        loss = row["validation_loss"]
+        better = loss is not None and loss < min(self.losses, default=math.inf)
+        self.losses += [] if loss is None else [loss]
+        self.latest, self.step = dict(row), row["step"]
+        self.best_step = self.step if better else self.best_step
+        self.worse = 0 if better else self.worse + 1
+        return better
 
 
 @dataclass(frozen=True)
@@ -30,7 +51,7 @@ class Summary:
     steps: int
     tokens: int
     seconds: float
-    validation: dict[str, float]
+    validation: dict[str, Any]
     best_step: int | None
     reason: str
     signal: int | None = None

@@ -23,7 +23,8 @@ class TrainConfig(Config):
 
     Budgets: the first of `steps`, `tokens`, `minutes`, `epochs` that is spent ends the run; at least one is needed.
     `batch_tokens`: tokens of one optimizer step, over all processes and micro-batches. `micro_batch`: rows of one forward
-    (none: what fits). `evaluate_every`, `save_every`, `sample_every`: in steps (none: ten times in a run).
+    (none: what fits). `evaluate_every`, `save_every`, `sample_every`: in steps (none: ten times in a run,
+    and never so often that evaluations take a tenth of the time).
     `evaluate_tokens`: how much of the validation text one evaluation reads. `keep`: how many checkpoints stay beside the
     best. `patience`: stop after that many evaluations without a new best. `max_bad_steps`: stop after that many steps in
     a row whose loss or gradient is not finite.
@@ -37,7 +38,7 @@ class TrainConfig(Config):
     batch_tokens: Count = 8192
     micro_batch: Count | None = None
     evaluate_every: Count | None = None
-    evaluate_tokens: Count = 131072
+    evaluate_tokens: Count = 65536
     save_every: Count | None = None
     keep: Count = 2
     sample_every: Count | None = None

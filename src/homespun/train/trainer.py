@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,17 +23,18 @@ from homespun.train.budget import Budget
 from homespun.train.checkpoint import Checkpoints
 from homespun.train.compiling import Compiling
 from homespun.train.guard import SignalGuard
-from homespun.train.log import Console, MetricsLog, PlainConsole
+from homespun.train.log import Console, MetricsLog, PlainConsole, read_metrics
 from homespun.train.machine import available_memory
 from homespun.train.memory import rows_that_fit
 from homespun.train.pace import Pace
 from homespun.train.parallel import World
 from homespun.train.precision import ceiling, choose
-from homespun.train.progress import Progress, Summary
+from homespun.train.progress import History, Progress, Summary
 from homespun.train.recipe import Recipe
 from homespun.train.update import Stepped, Updater
 from homespun.train.validate import Validation
 
+UNSAVED = 600.0  # seconds after which a checkpoint is due in any case
 Sampler = Callable[[Decoder], list[tuple[str, str]]]
 """Writes a few texts with the model as it is: pairs of prompt and continuation."""
 
@@ -76,15 +78,16 @@ class Trainer:
         self.progress = Progress()
         if found is not None:
             self._restore(*found)
+        self.history = self._history()
         self.pace = Pace()
-        self.latest: dict[str, float] = {}  # the last evaluation
-        self._recent: list[Stepped] = []  # the steps since the last row of metrics
+        self._recent: list[Stepped] = []  # the updates since the last row of metrics
+        self._last: Stepped | None = None
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
     def fit(self) -> Summary:
         """Trains until the budget is spent, patience ends, or a signal asks to stop; the state is saved in each case."""
-        with SignalGuard() as signals:
+        with SignalGuard() as signals, contextlib.closing(self.console):
             self._announce()
             self.pace.start()
             reason = self._loop(signals)
@@ -92,9 +95,8 @@ class Trainer:
                 self._evaluate()
                 self._sample()
             self._save()
-        self.console.close()
         p = self.progress
-        return Summary(p.step, p.tokens, p.seconds, self.latest, p.best_step, reason, signals.signal)
+        return Summary(p.step, p.tokens, p.seconds, self.history.latest, self.history.best_step, reason, signals.signal)
 
     def _loop(self, signals: SignalGuard) -> str:
         p, train = self.progress, self.recipe.train
@@ -104,20 +106,20 @@ class Trainer:
             if flags[0]:  # every process stops at the same step
                 signals.signal = int(flags[0])
                 return "signal"
+            if self._last is not None and self._due(p.logged, self._share_of_run(400)):
+                self._log(self._last)
+            if self._due(p.evaluated, train.evaluate_every or self.often):
+                self._evaluate()
+            if self._due(p.sampled, train.sample_every or self.often):
+                self._sample()
+            if self._due(p.saved, train.save_every or self.often) or p.seconds - p.saved_at > UNSAVED:
+                self._save()
+            if train.patience is not None and self.history.worse >= train.patience:
+                self._note(f"stopping: {self.history.worse} evaluations without a new best (train.patience)")
+                return "patience"
             if flags[1]:
                 return "budget"
             self.step()
-            if self._due(p.logged, None, parts=400):
-                self._log()
-            if self._due(p.evaluated, train.evaluate_every):
-                self._evaluate()
-            if self._due(p.sampled, train.sample_every):
-                self._sample()
-            if self._due(p.saved, train.save_every):
-                self._save()
-            if train.patience is not None and p.worse >= train.patience:
-                self._note(f"stopping: {p.worse} evaluations without a new best (train.patience)")
-                return "patience"
 
     def step(self) -> Stepped:
         """The next step of the run, and the plan of the rest."""
@@ -127,7 +129,7 @@ class Trainer:
             self._recent.append(done)
         p.step += 1
         p.tokens += self.tokens_per_step
-        self.learning_rate, self.gradient_norm = done.learning_rate, done.gradient_norm
+        self._last = done
         clock = torch.tensor([p.seconds + self.pace.lap(), self.pace.per_step or math.nan], dtype=torch.float64)
         p.seconds, pace = self.world.from_leader(clock.to(self.world.device)).tolist()  # one clock for all
         if not math.isnan(pace):
@@ -136,22 +138,32 @@ class Trainer:
         p.total = self.budget.total
         return done
 
-    def _due(self, last: int, every: int | None, parts: int = 10) -> bool:
-        if every is None:
-            every = -(-self.budget.total // parts) if self.budget.total is not None else 10**9
+    def _due(self, last: int, every: int) -> bool:
         return self.progress.step - last >= every
+
+    def _share_of_run(self, parts: int) -> int:
+        return -(-self.budget.total // parts) if self.budget.total is not None else 10**9
+
+    @property
+    def often(self) -> int:
+        """Steps between evaluations, where the recipe does not say: ten in a run, but never a tenth of its time.
+
+        Reading a token costs a third of training on it.
+        """
+        read = min(self.recipe.train.evaluate_tokens, self.corpus.valid.count)
+        return max(self._share_of_run(10), -(-read * 10 // (3 * self.tokens_per_step)))
 
     # -- what is seen -------------------------------------------------------------------------------------------------
 
-    def _log(self) -> None:
+    def _log(self, last: Stepped) -> None:
         p, count = self.progress, sum(done.count for done in self._recent)
         row = {
             "step": p.step,
             "tokens": p.tokens,
             "seconds": round(p.seconds, 3),
             "loss": float(_sum(done.loss for done in self._recent)) / count if count else None,
-            "learning_rate": self.learning_rate,
-            "gradient_norm": finite(float(self.gradient_norm)),
+            "learning_rate": last.learning_rate,
+            "gradient_norm": finite(float(last.gradient_norm)),
             "tokens_per_second": finite(self.pace.speed(p.tokens)),
             "skipped_steps": self.updater.finite.total,
         }
@@ -167,27 +179,22 @@ class Trainer:
     def _evaluate(self) -> None:
         """Saves first (an evaluation that runs out of memory must not cost the training), measures, keeps the best."""
         p = self.progress
-        if p.evaluated == p.step and self.latest:
+        if p.evaluated == p.step and p.step > 0:
             return
-        p.evaluated = p.step
         self._save()
-        self.latest = self.validation(self.model, self.updater.precision)
-        if not self.latest:
+        p.evaluated = p.step
+        found = self.validation(self.model, self.updater.precision)
+        if not found:
             return
-        loss = finite(self.latest["validation_loss"])
-        better = loss is not None and (p.best_loss is None or loss < p.best_loss)
-        p.worse = 0 if better else p.worse + 1
-        p.losses.append(loss)
-        if better:
-            p.best_loss, p.best_step = loss, p.step
+        row: dict[str, Any] = {"step": p.step, "tokens": p.tokens, "seconds": round(p.seconds, 3)}
+        row |= {name: finite(value) for name, value in found.items()}
+        better = self.history.add(row)
         if self.world.leader:
+            self.metrics.append(row)
             if better:
                 self.checkpoints.mark_best(p.step)
-            row: dict[str, Any] = {"step": p.step, "tokens": p.tokens, "seconds": round(p.seconds, 3)}
-            row |= {name: finite(value) for name, value in self.latest.items()}
-            self.metrics.append(row)
             self.console.validation(row | {"best": better})
-            if said := advice.rising([loss for loss in p.losses if loss is not None]):
+            if said := advice.rising(self.history.losses):
                 self.advise(said)
 
     def _sample(self) -> None:
@@ -234,7 +241,7 @@ class Trainer:
         p = self.progress
         if p.saved == p.step and p.step > 0:
             return
-        p.saved = p.step
+        p.saved, p.saved_at = p.step, p.seconds
         if self.world.leader:
             files = {
                 "model": self.model.state_dict(),
@@ -268,9 +275,21 @@ class Trainer:
             raise CheckpointError(f"The checkpoint does not fit this recipe: {reason}", "Choose another --out.") from None
         if self.budget.seconds is not None:
             self.budget.total = self.progress.total
+
+    def _history(self) -> History:
+        """The evaluations so far, from the metrics; what was logged after the checkpoint will be logged again."""
         if self.world.leader:
             self.metrics.rewind(self.progress.step)
             self.samples.rewind(self.progress.step)
+        self.world.wait()
+        history = History()
+        for row in read_metrics(self.metrics.path):
+            if "validation_loss" in row:
+                history.add(row)
+        self.progress.evaluated = max(self.progress.evaluated, history.step)
+        if self.world.leader and history.best_step in self.checkpoints.steps():
+            self.checkpoints.mark_best(history.best_step)
+        return history
 
     def _rows(self) -> int:
         rows = max(1, round(self.recipe.train.batch_tokens / self.recipe.model.context))
