@@ -13,11 +13,12 @@ import os
 import statistics
 import time
 
-import homespun as hs
 import torch
+from plain_gpt import PlainGPT
+
+import homespun as hs
 from homespun.config import override
 from homespun.data.vocabulary import Bytes
-from plain_gpt import PlainGPT
 
 
 def main() -> None:
@@ -45,7 +46,9 @@ def main() -> None:
             rival.generate(prompts, given.tokens)
             times["plain"].append((time.perf_counter() - begin) / (rows * given.tokens))
         warm = {name: all_[1:] for name, all_ in times.items()}
-        result = {name: [round(1 / t) for t in (statistics.median(all_), max(all_), min(all_))] for name, all_ in warm.items()}
+        result = {
+            name: [round(1 / t) for t in (statistics.median(all_), max(all_), min(all_))] for name, all_ in warm.items()
+        }
         print(json.dumps({
             "what": f"decoding, batch {rows}, tokens/s: median, least, most", "recipe": given.recipe, **result,
             "ratio": round(statistics.median(warm["plain"]) / statistics.median(warm["ours"]), 2),

@@ -15,15 +15,16 @@ import statistics
 import time
 from collections.abc import Callable
 
-import homespun as hs
 import torch
+from plain_gpt import PlainGPT
+
+import homespun as hs
 from homespun.config import override
 from homespun.data.batches import Batch
 from homespun.train.compiling import Compiling
 from homespun.train.parallel import World
 from homespun.train.precision import choose
 from homespun.train.update import Updater
-from plain_gpt import PlainGPT
 
 
 def ours(recipe: hs.Recipe, batch: Batch) -> tuple[Callable[[], None], int, str]:
@@ -39,7 +40,9 @@ def ours(recipe: hs.Recipe, batch: Batch) -> tuple[Callable[[], None], int, str]
 def plain(recipe: hs.Recipe, batch: Batch) -> tuple[Callable[[], None], int]:
     """The same for the plain code, with AdamW."""
     settings = recipe.model
-    model = PlainGPT(settings.vocab, settings.width, settings.layers, settings.attention.heads, settings.context).train()
+    model = PlainGPT(
+        settings.vocab, settings.width, settings.layers, settings.attention.heads, settings.context
+    ).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
 
     def step() -> None:

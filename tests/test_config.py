@@ -1,12 +1,13 @@
 """Unknown or impossible settings are errors that name the key, the value and the nearest known key."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from homespun import config
 from homespun.config import human_number
 from homespun.errors import ConfigError
 from homespun.train.recipe import Recipe
-from hypothesis import given
-from hypothesis import strategies as st
 
 BASE = Recipe()
 

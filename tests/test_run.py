@@ -2,9 +2,10 @@
 
 import json
 
-import homespun as hs
 import pytest
 import torch
+
+import homespun as hs
 from homespun.errors import CheckpointError, ConfigError
 
 SMALL = ("model.width=32", "model.layers=1", "model.attention.heads=2", "model.context=32", "train.batch_tokens=128",

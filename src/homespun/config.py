@@ -57,7 +57,9 @@ def parse(cls: type[C], data: Any, source: str = "the settings") -> C:
     except ValidationError as error:
         raise _explain(cls, data, error, source) from None
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{source} holds something that is no plain setting: {error}", "Use text, numbers, lists.") from None
+        raise ConfigError(
+            f"{source} holds something that is no plain setting: {error}", "Use text, numbers, lists."
+        ) from None
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -73,7 +75,9 @@ def to_yaml(config: Config) -> str:
 def read_yaml(text: str, source: str = "the settings") -> dict[str, Any]:
     """YAML text -> plain data. Tags that build objects, aliases and oversized files are refused."""
     if len(text) > SIZE_LIMIT:
-        raise ConfigError(f"{source} is larger than {SIZE_LIMIT:,} bytes", "A settings file is a few hundred bytes long.")
+        raise ConfigError(
+            f"{source} is larger than {SIZE_LIMIT:,} bytes", "A settings file is a few hundred bytes long."
+        )
     try:
         data = yaml.load(text, Loader=_PlainLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -180,7 +184,9 @@ def _explain(cls: type[Config], data: Any, error: ValidationError, source: str) 
         return ConfigError(f"Unknown setting {key!r} in {source}", nearest(path[-1], _fields_at(cls, data, path[:-1])))
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         expected = first.get("ctx", {}).get("expected_tags", "")
-        return ConfigError(f"{key} in {source} has no kind {_kind(value)!r}", f"Choose one of: {expected.replace(chr(39), '')}.")
+        return ConfigError(
+            f"{key} in {source} has no kind {_kind(value)!r}", f"Choose one of: {expected.replace(chr(39), '')}."
+        )
     if first["type"] == "missing":
         return ConfigError(f"{key} is missing in {source}", "Set it.")
     cause = first.get("ctx", {}).get("error")

@@ -14,7 +14,7 @@ from homespun import config
 from homespun.data.corpus import Corpus
 from homespun.data.corpus import prepare as prepare_corpus
 from homespun.data.tokenizer import Tokenizer
-from homespun.data.vocabulary import Auto, parse_tokenizer
+from homespun.data.vocabulary import parse_tokenizer
 from homespun.errors import CheckpointError, ConfigError
 from homespun.evaluate.report import write_report
 from homespun.families import RECIPES
@@ -61,7 +61,9 @@ def prepare(
     data: str | Sequence[str], tokenizer: str = "auto", out: str | Path | None = None, console: Console | None = None
 ) -> Corpus:
     """Tokenises `data` (see `docs/data.md`) into `out`, or into the cache; the result may be given to `train` as data."""
-    return _prepare(data, recipe(DEFAULT_RECIPE).model_copy(update={"tokenizer": parse_tokenizer(tokenizer)}), out, console)
+    return _prepare(
+        data, recipe(DEFAULT_RECIPE).model_copy(update={"tokenizer": parse_tokenizer(tokenizer)}), out, console
+    )
 
 
 def train(
@@ -79,7 +81,9 @@ def train(
     chosen = globals()["recipe"](recipe)
     folder = Path(out) if out is not None else Path("runs") / chosen.name
     if resume and not (folder / "recipe.yaml").is_file():
-        raise CheckpointError(f"There is no run in {folder} to resume", "Leave out --resume, or name its folder with --out.")
+        raise CheckpointError(
+            f"There is no run in {folder} to resume", "Leave out --resume, or name its folder with --out."
+        )
     world = parallel.join()
     console = console or PlainConsole()
     corpus = _prepare_once(data, chosen, console, world)
@@ -106,7 +110,9 @@ def load(path: str | Path, checkpoint: str = "last") -> Run:
     folder = Path(path)
     if not (folder / "recipe.yaml").is_file():
         near = sorted(str(p.parent) for p in folder.parent.glob("*/recipe.yaml")) if folder.parent.is_dir() else []
-        raise CheckpointError(f"There is no run in {folder}", f"Runs here: {', '.join(near)}." if near else "Train one first.")
+        raise CheckpointError(
+            f"There is no run in {folder}", f"Runs here: {', '.join(near)}." if near else "Train one first."
+        )
     chosen = config.parse(Recipe, _read_settings(folder / "recipe.yaml"), str(folder / "recipe.yaml"))
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     checkpoints = Checkpoints(folder / "checkpoints")
@@ -266,7 +272,9 @@ def _check_same(folder: Path, old: Recipe, new: Recipe, corpus: Corpus) -> None:
     """Raises `CheckpointError` unless the run in `folder` was trained with the same settings on the same text."""
     before, after = _flat(config.to_dict(old)), _flat(config.to_dict(new))
     free = {"name", *(f"train.{key}" for key in CHANGEABLE)}
-    if changed := sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key) and key not in free):
+    if changed := sorted(
+        key for key in before.keys() | after.keys() if before.get(key) != after.get(key) and key not in free
+    ):
         key = changed[0]
         raise CheckpointError(
             f"The run in {folder} has {key} = {before.get(key)}, not {after.get(key)}",

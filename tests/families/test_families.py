@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from homespun import config
 from homespun.errors import ConfigError
 from homespun.families import RECIPES
@@ -31,7 +32,14 @@ def test_every_recipe_survives_yaml_and_builds(name):
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("alen-micro", 1.1), ("alen-small", 21), ("alen-medium", 89), ("alen-large", 404), ("alen-xl", 2000), ("gpt2", 124)],
+    [
+        ("alen-micro", 1.1),
+        ("alen-small", 21),
+        ("alen-medium", 89),
+        ("alen-large", 404),
+        ("alen-xl", 2000),
+        ("gpt2", 124),
+    ],
 )
 def test_documented_sizes_are_met(name, millions):
     assert cost(sized(RECIPES[name]).model).parameters / 1e6 == pytest.approx(millions, rel=0.012)
@@ -39,7 +47,12 @@ def test_documented_sizes_are_met(name, millions):
 
 def test_kimbho_defaults_are_the_documented_ones():
     recipe = RECIPES["kimbho-v1"]
-    assert (recipe.tokenizer.size, recipe.model.width, recipe.model.attention.heads, recipe.model.layers) == (1000, 64, 8, 2)
+    assert (recipe.tokenizer.size, recipe.model.width, recipe.model.attention.heads, recipe.model.layers) == (
+        1000,
+        64,
+        8,
+        2,
+    )
     assert recipe.model.attention.heads // recipe.model.attention.kv_heads == 4  # group_size
     assert recipe.model.positions.base == 10000.0
     assert (recipe.model.context, recipe.train.batch_tokens) == (32, 32 * 16)  # seq_len, batch_size
@@ -48,7 +61,9 @@ def test_kimbho_defaults_are_the_documented_ones():
 
 def test_kimbho_inference_example_runs():
     """The loop of the document, on the CPU; a checkpoint is loaded without pickle elsewhere."""
-    model = KimbhoV1Model(vocab_size=1000, emb_dim=64, num_heads=8, num_blocks=2, pad_idx=0, group_size=4, rope_base=10000.0)
+    model = KimbhoV1Model(
+        vocab_size=1000, emb_dim=64, num_heads=8, num_blocks=2, pad_idx=0, group_size=4, rope_base=10000.0
+    )
     model.load_state_dict(KimbhoV1Model().state_dict())
     model.eval()
     prompt_ids = torch.tensor([[12, 45, 67]], dtype=torch.long)
@@ -105,5 +120,9 @@ def test_alen_sizes_follow_the_table():
         assert preset.size == size
         assert (preset.d_model, preset.n_heads, preset.n_layers, preset.d_ff) == expected
         settings = RECIPES[f"alen-{size.value}"].model
-        assert (settings.norm.kind, settings.feed_forward.kind, settings.positions.kind) == ("layer", "swiglu", "rotary")
+        assert (settings.norm.kind, settings.feed_forward.kind, settings.positions.kind) == (
+            "layer",
+            "swiglu",
+            "rotary",
+        )
     assert LargeLanguageModel.with_size(ModelSize.Micro).config == LargeModelConfig.micro()

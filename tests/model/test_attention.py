@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+
 from homespun.model.attention.core import attend, visible
 
 

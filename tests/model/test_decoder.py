@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from homespun import config
 from homespun.errors import ConfigError
@@ -13,8 +15,6 @@ from homespun.model.decoder import Decoder, ModelConfig
 from homespun.model.feedforward import GELU, ReLU2, SwiGLU
 from homespun.model.norms import LayerNorm, RMSNorm
 from homespun.model.positions import LearnedPositions, RotaryPositions
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 ATTENTIONS = {
     "mha": GroupedAttention(heads=4),
@@ -65,7 +65,11 @@ def test_cached_decode_equals_full_forward_at_every_split(model):
     for split in range(1, T):
         cache = model.new_cache(3, T)
         first = model(TOKENS[:, :split], cache)
-        rest = [model(TOKENS[:, i : i + 1], cache) for i in range(split, T)] if split % 2 else [model(TOKENS[:, split:], cache)]
+        rest = (
+            [model(TOKENS[:, i : i + 1], cache) for i in range(split, T)]
+            if split % 2
+            else [model(TOKENS[:, split:], cache)]
+        )
         torch.testing.assert_close(torch.cat([first, *rest], 1), full, atol=1e-5, rtol=1e-5)
         assert cache[0].length == T
 
@@ -120,7 +124,9 @@ def test_every_parameter_gets_a_gradient(model):
 def test_costs_are_exact(model):
     costs = cost(model.config, length=T, causal=False)
     assert costs.parameters == sum(p.numel() for p in model.parameters())
-    if model.config.attention.window is None and model.config.attention.query_chunk is None:  # torch counts no skipped work
+    if (
+        model.config.attention.window is None and model.config.attention.query_chunk is None
+    ):  # torch counts no skipped work
         with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             model(TOKENS)
         assert counter.get_total_flops() == costs.forward_flops * TOKENS.numel()
@@ -134,7 +140,9 @@ def test_settings_round_trip(model):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_loss_at_the_start_is_that_of_guessing(tied):
-    settings = ModelConfig(vocab=500, width=128, layers=4, context=64, attention=GroupedAttention(heads=4), tie_embeddings=tied)
+    settings = ModelConfig(
+        vocab=500, width=128, layers=4, context=64, attention=GroupedAttention(heads=4), tie_embeddings=tied
+    )
     tokens = torch.randint(500, (8, 64))
     for initialize in ("gpt2", "zero"):
         model = Decoder(settings.model_copy(update={"initialize": initialize}))
@@ -156,7 +164,11 @@ def test_activation_checkpointing_changes_nothing():
 
 def test_activation_memory_is_what_autograd_keeps():
     """The estimate stays within a third of what is really kept, and never far below it."""
-    for kinds in (("gqa", "swiglu", "rms", "rotary"), ("mha", "gelu", "layer", "learned"), ("gqa", "relu2", "rms", "rotary")):
+    for kinds in (
+        ("gqa", "swiglu", "rms", "rotary"),
+        ("mha", "gelu", "layer", "learned"),
+        ("gqa", "relu2", "rms", "rotary"),
+    ):
         settings = small(*kinds).model_copy(update={"width": 64, "context": 64, "layers": 4})
         model, kept = Decoder(settings), {}
         weights = {p.untyped_storage().data_ptr() for p in model.parameters()}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from homespun.errors import ConfigError
 from homespun.model.decoder import Decoder, ModelConfig
 from homespun.model.positions import LearnedPositions, Rotation

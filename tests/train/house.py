@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+
 from homespun.config import override
 from homespun.data.corpus import Corpus, DataConfig, prepare
 from homespun.data.vocabulary import Bytes

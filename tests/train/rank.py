@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import torch
+
 from homespun.errors import HomespunError
 from homespun.train import parallel
-
 from tests.train.house import RECIPE, trainer
 
 
@@ -36,7 +36,10 @@ def main() -> None:
         summary = run.fit()
     except HomespunError as error:
         sys.exit(str(error))
-    print(f"rank {world.rank} steps {summary.steps} reason {summary.reason} skipped {run.updater.finite.total}", flush=True)
+    print(
+        f"rank {world.rank} steps {summary.steps} reason {summary.reason} skipped {run.updater.finite.total}",
+        flush=True,
+    )
     parallel.leave()
     sys.exit(128 + summary.signal if summary.signal else 0)
 

@@ -1,6 +1,7 @@
 """The plan of a run: known at once, or measured."""
 
 import pytest
+
 from homespun.errors import ConfigError
 from homespun.train.budget import Budget
 from homespun.train.recipe import TrainConfig

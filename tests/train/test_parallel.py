@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from homespun.train.log import read_metrics
 
+from homespun.train.log import read_metrics
 from tests.train.house import corpus, tensors, trainer
 
 ROOT = Path(__file__).parent.parent.parent

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+
 from homespun.data.batches import Batch, validation_batches
 from homespun.errors import ConfigError, TrainingError
 from homespun.train.log import read_metrics
-
 from tests.train.house import ADAMW, CONTEXT, RECIPE, ROWS, assert_equal, corpus, tensors, trainer
 
 
@@ -188,7 +188,9 @@ def test_nan_validation_is_never_the_best(tmp_path):
 
 def test_budgets_end_the_run(tmp_path):
     per_epoch = trainer(tmp_path / "x").batches.steps_per_epoch
-    for index, (budget, steps) in enumerate([("tokens=1k", 8), ("epochs=0.1", math.ceil(per_epoch * 0.1)), ("steps=3", 3)]):
+    for index, (budget, steps) in enumerate(
+        [("tokens=1k", 8), ("epochs=0.1", math.ceil(per_epoch * 0.1)), ("steps=3", 3)]
+    ):
         run = trainer(tmp_path / str(index), "train.steps=null", f"train.{budget}")
         assert run.fit().steps == steps
     with pytest.raises(ConfigError, match="--steps"):

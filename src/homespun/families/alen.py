@@ -82,7 +82,13 @@ class LargeModelConfig:
     @staticmethod
     def of(size: ModelSize) -> LargeModelConfig:
         """The preset of a size."""
-        presets = (LargeModelConfig.micro, LargeModelConfig.small, LargeModelConfig.medium, LargeModelConfig.large, LargeModelConfig.xl)
+        presets = (
+            LargeModelConfig.micro,
+            LargeModelConfig.small,
+            LargeModelConfig.medium,
+            LargeModelConfig.large,
+            LargeModelConfig.xl,
+        )
         return dict(zip(ModelSize, presets, strict=True))[size]()
 
     def model(self, vocab: int | None) -> ModelConfig:

@@ -30,9 +30,7 @@ class LayerCache(Protocol):
 class KeyValueCache:
     """Preallocated keys and values: appending never copies what is there already."""
 
-    def __init__(
-        self, batch: int, heads: int, capacity: int, head_size: int, padding: Tensor | None, like: Tensor
-    ):
+    def __init__(self, batch: int, heads: int, capacity: int, head_size: int, padding: Tensor | None, like: Tensor):
         self.keys = like.new_empty(batch, heads, capacity, head_size)
         self.values = torch.empty_like(self.keys)
         self.length = 0

@@ -31,7 +31,8 @@ class RotaryPositions(Config):
         """The rotation of queries and keys. Raises `ConfigError` for an odd head size."""
         if head_size % 2:
             raise ConfigError(
-                f"Rotary positions need an even head size, not {head_size}", "Change model.width or model.attention.heads."
+                f"Rotary positions need an even head size, not {head_size}",
+                "Change model.width or model.attention.heads.",
             )
         return Rotation(head_size, self.base)
 

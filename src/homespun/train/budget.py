@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from homespun.errors import ConfigError
 from homespun.train.recipe import TrainConfig
 
-
 FREEZE = 0.5  # share of the time after which the plan stays: a schedule in its decay must not move
 OVERTIME = 1.15  # a frozen plan on a machine that got slower may overrun its minutes by this much
 

@@ -66,9 +66,15 @@ class Plan:
         rows = [
             ("parameters", f"{self.parameters:,}, of which {self.embedding_parameters:,} in tables at the input"),
             ("vocabulary", f"{self.vocabulary:,}{assumed}"),
-            ("FLOPs per token", f"{self.forward_flops / 1e6:,.2f} M forward, {self.training_flops / 1e6:,.2f} M in training"),
+            (
+                "FLOPs per token",
+                f"{self.forward_flops / 1e6:,.2f} M forward, {self.training_flops / 1e6:,.2f} M in training",
+            ),
             ("weights", human_bytes(self.weight_bytes)),
-            ("training memory", f"about {human_bytes(self.training_bytes)} of {human_bytes(self.free_bytes)} that are free"),
+            (
+                "training memory",
+                f"about {human_bytes(self.training_bytes)} of {human_bytes(self.free_bytes)} that are free",
+            ),
             ("will it fit?", f"yes, {self.rows_at_a_time} rows at a time" if self.fits else "no"),
             ("cache per token", f"{human_bytes(self.cache_bytes_per_token)} in generation"),
             ("tokens per step", f"{self.tokens_per_step:,}"),

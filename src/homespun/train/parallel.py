@@ -63,8 +63,10 @@ class World:
 
 def join() -> World:
     """This process's place among those started by `torchrun` (environment variables RANK, WORLD_SIZE, LOCAL_RANK)."""
-    size, rank, local = (int(os.environ.get(name, default)) for name, default in
-                         (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))
+    size, rank, local = (
+        int(os.environ.get(name, default))
+        for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
+    )
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -54,7 +54,9 @@ class Precision:
         return {"name": self.name, "scale": self.scale, "good": self.good}
 
 
-def choose(choice: Choice, model: nn.Module, rows: int, device: torch.device, former: dict[str, Any] | None = None) -> Precision:
+def choose(
+    choice: Choice, model: nn.Module, rows: int, device: torch.device, former: dict[str, Any] | None = None
+) -> Precision:
     """The precision of a run. `auto` measures; a resumed run keeps what its checkpoint (`former`) used, scale included.
 
     `rows`: tokens in one forward, for the timing at the model's own shapes.
@@ -66,7 +68,9 @@ def choose(choice: Choice, model: nn.Module, rows: int, device: torch.device, fo
         return Precision(torch.float32, "as asked")
     if choice == "bf16":
         if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            raise ConfigError("train.precision = bf16 is not supported by this GPU", "Use train.precision=fp16 or auto.")
+            raise ConfigError(
+                "train.precision = bf16 is not supported by this GPU", "Use train.precision=fp16 or auto."
+            )
         return Precision(torch.bfloat16, "as asked")
     if choice == "fp16":
         return Precision(torch.float16, "as asked", scale=2.0**15)

@@ -71,7 +71,9 @@ class Trainer:
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.metrics, self.samples = MetricsLog(folder / "metrics.jsonl"), MetricsLog(folder / "samples.jsonl")
         found = self._newest()
-        precision = choose(train.precision, self.model, micro_rows * context, self.world.device, found and found[1]["precision"])
+        precision = choose(
+            train.precision, self.model, micro_rows * context, self.world.device, found and found[1]["precision"]
+        )
         compiling = Compiling(train.compile, self.model, self._note)
         self.updater = Updater(recipe, self.model, self.world, precision, compiling, micro_rows)
         self.validation = Validation(recipe, corpus, self.world, micro_rows)
@@ -173,7 +175,11 @@ class Trainer:
             self.metrics.append(row)
             pace = self.pace.per_step
             left = self.budget.seconds_left(p.step, p.seconds, pace) if pace else None
-            share = self.tokens_per_step / self.world.size * self.cost.training_flops / pace / self.ceiling if pace else None
+            share = (
+                self.tokens_per_step / self.world.size * self.cost.training_flops / pace / self.ceiling
+                if pace
+                else None
+            )
             self.console.update(p.step, row | {"total": self.budget.total, "seconds_left": left, "share": share})
 
     def _evaluate(self) -> None:
@@ -272,7 +278,9 @@ class Trainer:
             self.updater.finite.from_dict(state["guard"])
         except (RuntimeError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0]
-            raise CheckpointError(f"The checkpoint does not fit this recipe: {reason}", "Choose another --out.") from None
+            raise CheckpointError(
+                f"The checkpoint does not fit this recipe: {reason}", "Choose another --out."
+            ) from None
         if self.budget.seconds is not None:
             self.budget.total = self.progress.total
 

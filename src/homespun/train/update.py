@@ -31,7 +31,9 @@ class Stepped:
 class Updater:
     """Turns batches into updates of the model. All state that must be saved: optimizer, `precision`, `finite`."""
 
-    def __init__(self, recipe: Recipe, model: Decoder, world: World, precision: Precision, compiling: Compiling, micro_rows: int):
+    def __init__(
+        self, recipe: Recipe, model: Decoder, world: World, precision: Precision, compiling: Compiling, micro_rows: int
+    ):
         self.recipe, self.model, self.world = recipe, model, world
         self.precision, self.compiling, self.micro_rows = precision, compiling, micro_rows
         self.objective = recipe.objective.build()
