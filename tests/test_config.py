@@ -1,5 +1,7 @@
 """Unknown or impossible settings are errors that name the key, the value and the nearest known key."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,7 +124,5 @@ def test_a_number_is_itself(number):
 
 @given(st.text(max_size=20))
 def test_no_word_breaks_the_parser(word):
-    try:
-        config.override(BASE, [f"train.tokens={word}"])
-    except ConfigError:
-        pass
+    with contextlib.suppress(ConfigError):
+        assert config.override(BASE, [f"train.tokens={word}"]).train.tokens != 0

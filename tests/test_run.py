@@ -37,7 +37,8 @@ def test_the_example_of_the_readme(run, tmp_path):
 def test_the_folder_holds_the_whole_story(run):
     names = {path.name for path in run.folder.iterdir()}
     assert names == {
-        "recipe.yaml", "tokenizer.json", "environment.json", "metrics.jsonl", "samples.jsonl", "report.html", "checkpoints",
+        "recipe.yaml", "tokenizer.json", "environment.json", "metrics.jsonl", "samples.jsonl", "report.html",
+        "checkpoints",
     }  # fmt: skip
     summary = run.summary()
     assert summary["step"] == 8 and summary["parameters"] == sum(p.numel() for p in run.model.parameters())

@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"([+-]?\d[\d_]*(?:\.\d+)?(?:e[+-]?\d+)?)\s*([kmbgt]?)", re
 
 
 def human_number(value: Any) -> Any:
-    """`"1.5M"` -> 1500000, `"64k"` -> 64000, `1e6` -> 1000000; anything that is no such number is returned untouched."""
+    """`"1.5M"` -> 1500000, `"64k"` -> 64000, `1e6` -> 1000000; what is no such number is returned untouched."""
     if isinstance(value, str) and (match := _NUMBER.fullmatch(value.strip())):
         value = float(match[1].replace("_", "")) * _UNITS[match[2].lower()]
     if isinstance(value, float) and value.is_integer():
@@ -49,7 +49,10 @@ C = TypeVar("C", bound=Config)
 
 
 def parse(cls: type[C], data: Any, source: str = "the settings") -> C:
-    """Checks plain data (dicts, lists, scalars) against `cls`. Raises `ConfigError` that names key, value, nearest key."""
+    """Checks plain data (dicts, lists, scalars) against `cls`.
+
+    Raises `ConfigError` that names key, value, nearest key.
+    """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{source} should hold keys and values, not {data!r:.60}", "Write `key: value` lines.")
     try:

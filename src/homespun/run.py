@@ -32,8 +32,8 @@ from homespun.train.recipe import BUDGETS, Recipe
 from homespun.train.trainer import Summary, Trainer
 
 DEFAULT_RECIPE = "house-small"
-CHANGEABLE = (*BUDGETS, "evaluate_every", "evaluate_tokens", "save_every", "keep", "sample_every", "compile", "patience",
-              "max_bad_steps", "micro_batch", "checkpoint_activations", "precision")  # fmt: skip
+CHANGEABLE = frozenset({*BUDGETS, "evaluate_every", "evaluate_tokens", "save_every", "keep", "sample_every", "compile",
+                        "patience", "max_bad_steps", "micro_batch", "checkpoint_activations", "precision"})  # fmt: skip
 """Training settings that may differ when a run goes on."""
 
 
@@ -60,7 +60,7 @@ def recipe(name: str | Path | Recipe = DEFAULT_RECIPE, *overrides: str, file: st
 def prepare(
     data: str | Sequence[str], tokenizer: str = "auto", out: str | Path | None = None, console: Console | None = None
 ) -> Corpus:
-    """Tokenises `data` (see `docs/data.md`) into `out`, or into the cache; the result may be given to `train` as data."""
+    """Tokenises `data` (see `docs/data.md`) into `out`, or into the cache; its folder may be given to `train`."""
     return _prepare(
         data, recipe(DEFAULT_RECIPE).model_copy(update={"tokenizer": parse_tokenizer(tokenizer)}), out, console
     )
@@ -128,8 +128,8 @@ def load(path: str | Path, checkpoint: str = "last") -> Run:
 class Run:
     """A trained model with its tokenizer, its recipe and its story.
 
-    `model` is a `Decoder`, `tokenizer` a `Tokenizer`; `step` says which checkpoint this is; `summary_` how training ended,
-    if it ended in this process; `notes` what was noticed on loading (damaged checkpoints that were passed over).
+    `model` is a `Decoder`, `tokenizer` a `Tokenizer`; `step` says which checkpoint this is; `result` how training
+    ended, if it ended in this process; `notes` what was noticed on loading (damaged checkpoints that were passed over).
     """
 
     def __init__(
@@ -147,7 +147,10 @@ class Run:
         self.generator = Generator(model, tokenizer)
 
     def generate(self, prompt: str | Sequence[str] = "", sampling: Sampling | None = None, **settings: Any) -> Any:
-        """The continuation of `prompt`; for a list of prompts, a list. Settings as in `Sampling`: max_tokens=50, seed=1..."""
+        """The continuation of `prompt`; for a list of prompts, a list.
+
+        Settings are those of `Sampling`: max_tokens=50, temperature=0.8, seed=1...
+        """
         chosen = _sampling(sampling, settings)
         if isinstance(prompt, str):
             return self.generator.generate(prompt, chosen)

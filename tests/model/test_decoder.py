@@ -33,8 +33,8 @@ T, V = 12, 29
 
 def small(attention: str, feed_forward: str, norm: str, positions: str, **more) -> ModelConfig:
     return ModelConfig(
-        vocab=V, width=16, layers=2, context=16, attention=ATTENTIONS[attention], feed_forward=FEED_FORWARDS[feed_forward],
-        norm=NORMS[norm], positions=POSITIONS[positions], **more,
+        vocab=V, width=16, layers=2, context=16, attention=ATTENTIONS[attention],
+        feed_forward=FEED_FORWARDS[feed_forward], norm=NORMS[norm], positions=POSITIONS[positions], **more,
     )  # fmt: skip
 
 

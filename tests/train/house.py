@@ -20,8 +20,8 @@ ROWS, CONTEXT = 4, 32
 RECIPE = Recipe(
     name="test",
     model=ModelConfig(
-        vocab=260, width=16, layers=2, context=CONTEXT, attention=GroupedAttention(heads=2, qk_norm=True), feed_forward=ReLU2(),
-        dropout=0.1,
+        vocab=260, width=16, layers=2, context=CONTEXT, attention=GroupedAttention(heads=2, qk_norm=True),
+        feed_forward=ReLU2(), dropout=0.1,
     ),
     tokenizer=Bytes(),
     optimizer=Muon(learning_rate=0.02),

@@ -41,7 +41,7 @@ def test_bits_per_byte_is_nats_over_bytes_of_text(tmp_path):
 @pytest.mark.parametrize("recipe", [RECIPE, ADAMW], ids=["muon", "adamw"])
 @pytest.mark.parametrize("at", [1, 5, 8])
 def test_resume_is_exact(tmp_path, recipe, at):
-    """12 steps = `at` steps + resume + the rest, bit for bit, with dropout, accumulation, and a border of epochs inside."""
+    """12 steps = `at` steps + resume + the rest, bit for bit: with dropout, accumulation, a border of epochs inside."""
     few = corpus(3)
     assert trainer(tmp_path / "x", text=few).batches.steps_per_epoch < 12
     settings = ("train.micro_batch=2", "optimizer.schedule.kind=cosine", "optimizer.schedule.warmup=3")

@@ -36,8 +36,8 @@ class ModelSize(enum.Enum):
 class LargeModelConfig:
     """The document's settings under the document's names; `d_head`: none means d_model / n_heads.
 
-    `use_flash_attention` keeps no scores in memory; the result is the same. It cannot be switched off usefully: the fused
-    kernel is always taken where there is one.
+    `use_flash_attention` keeps no scores in memory; the result is the same. It cannot be switched off usefully: the
+    fused kernel is always taken where there is one.
     """
 
     size: ModelSize

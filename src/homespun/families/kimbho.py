@@ -1,8 +1,8 @@
 """Kimbho V1: grouped-query attention, rotary positions, RMSNorm; the defaults of its document.
 
-Its document's `group_size` means a chunk of query positions; grouped-query attention in the literature means query heads
-that share a key-value head. Here both are true: 8 heads share 2 key-value heads in groups of 4, and `query_chunk` takes
-the queries in chunks where that is asked. Results do not depend on the chunk.
+Its document's `group_size` means a chunk of query positions; grouped-query attention in the literature means query
+heads that share a key-value head. Here both are true: 8 heads share 2 key-value heads in groups of 4, and
+`query_chunk` takes the queries in chunks where that is asked. Results do not depend on the chunk.
 """
 
 from __future__ import annotations

@@ -12,7 +12,10 @@ from torch import Tensor
 
 
 class LayerCache(Protocol):
-    """What every layer's cache can do. `length` slots are filled in each row; `padding` (B,) of them, on the left, are empty."""
+    """What every layer's cache can do.
+
+    `length` slots are filled in each row; `padding` (B,) of them, on the left, are empty.
+    """
 
     length: int
     padding: Tensor | None

@@ -1,7 +1,7 @@
 """What a model costs: parameters, FLOPs, memory, cache. Pure arithmetic, checked against counted models in the tests.
 
 Conventions: one multiply-add is two FLOPs; the embedding look-up is free; training is three times the forward; `causal`
-counts the keys that a query really sees (the mean over a sequence), otherwise all of them as PaLM and torch's counter do.
+counts the keys that a query really sees (the mean over a sequence), otherwise all, as PaLM and torch's counter do.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def mean_keys(length: int, window: int | None, causal: bool) -> float:
 class Cost:
     """What a whole model costs.
 
-    parameters: all; active: used by one token; embedding: the tables at the input. FLOPs per token of the forward and of
-    a training step at full context. Bytes: `weights`, `cache_per_token` (of one sequence, all layers), `activations_per_token`
-    (kept for the backward), each at the given item size.
+    parameters: all; active: used by one token; embedding: the tables at the input. FLOPs per token of the forward and
+    of a training step at full context. Bytes: `weights`, `cache_per_token` (of one sequence, all layers),
+    `activations_per_token` (kept for the backward), each at the given item size.
     """
 
     parameters: int

@@ -1,4 +1,7 @@
-"""How many steps a run will take. Steps, tokens and epochs are known at once; minutes are planned from the speed seen."""
+"""How many steps a run will take.
+
+Steps, tokens and epochs are known at once; minutes are planned from the speed seen.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class Budget:
         return Budget(fixed, seconds, fixed if seconds is None else None)
 
     def plan(self, step: int, spent: float, pace: float | None) -> None:
-        """Plans the total anew: `spent` seconds so far in the whole run, `pace` seconds for one step (none: unknown)."""
+        """Plans the total anew. `spent`: seconds so far in the whole run; `pace`: seconds of one step (none: unknown)."""
         if self.seconds is None or pace is None or (self.total is not None and spent > FREEZE * self.seconds):
             return
         total = step + max(0, math.floor((self.seconds - spent) / pace))

@@ -28,7 +28,10 @@ UNKNOWN_VOCABULARY = 1024  # assumed where only the text will tell
 
 @dataclass(frozen=True)
 class Plan:
-    """The cost of a recipe. Memory and cache in bytes, FLOPs for one token; `seconds_per_step` is none if not measured."""
+    """The cost of a recipe.
+
+    Memory and cache in bytes, FLOPs for one token; `seconds_per_step` is none if not measured.
+    """
 
     recipe: str
     vocabulary: int

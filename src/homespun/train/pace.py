@@ -9,7 +9,7 @@ MEASURE = 4  # steps before the speed is trusted: the first ones warm up
 
 
 class Pace:
-    """The time of each step with all that came with it (the very first left out), and the speed since the last question."""
+    """The time of the steps with all that came with them, the very first left out; and the speed since last asked."""
 
     def __init__(self) -> None:
         self.start()

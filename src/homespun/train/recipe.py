@@ -22,12 +22,11 @@ class TrainConfig(Config):
     """How long and how to train.
 
     Budgets: the first of `steps`, `tokens`, `minutes`, `epochs` that is spent ends the run; at least one is needed.
-    `batch_tokens`: tokens of one optimizer step, over all processes and micro-batches. `micro_batch`: rows of one forward
-    (none: what fits). `evaluate_every`, `save_every`, `sample_every`: in steps (none: ten times in a run,
-    and never so often that evaluations take a tenth of the time).
-    `evaluate_tokens`: how much of the validation text one evaluation reads. `keep`: how many checkpoints stay beside the
-    best. `patience`: stop after that many evaluations without a new best. `max_bad_steps`: stop after that many steps in
-    a row whose loss or gradient is not finite.
+    `batch_tokens`: tokens of one optimizer step, over all processes and micro-batches. `micro_batch`: rows of one
+    forward (none: what fits). `evaluate_every`, `save_every`, `sample_every`: in steps (none: ten times in a run, and
+    never so often that evaluations take a tenth of the time). `evaluate_tokens`: how much of the validation text one
+    evaluation reads. `keep`: how many checkpoints stay beside the best. `patience`: stop after that many evaluations
+    without a new best. `max_bad_steps`: stop after that many steps in a row whose loss or gradient is not finite.
     """
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

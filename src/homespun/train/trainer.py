@@ -88,7 +88,7 @@ class Trainer:
     # -- the run ------------------------------------------------------------------------------------------------------
 
     def fit(self) -> Summary:
-        """Trains until the budget is spent, patience ends, or a signal asks to stop; the state is saved in each case."""
+        """Trains until the budget is spent, patience ends, or a signal asks to stop; in each case the state is saved."""
         with SignalGuard() as signals, contextlib.closing(self.console):
             self._announce()
             self.pace.start()

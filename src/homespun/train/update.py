@@ -19,7 +19,7 @@ from homespun.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class Stepped:
-    """What a step did: the sum of the losses (nats) over `count` targets of all processes, the gradient norm, the rate."""
+    """What a step did: the sum of the losses (nats) over `count` targets of all processes, and what went with it."""
 
     loss: Tensor
     count: int

@@ -22,8 +22,8 @@ def attend(
     """softmax(q k^T * scale) v, where each query sees itself and what stands before it.
 
     q (B, H, T, D), k and v (B, Hk, S, D) with H a multiple of Hk and S >= T; returns (B, H, T, D).
-    `window`: a query sees that many keys, itself among them. `query_chunk`: queries are taken that many at a time, which
-    bounds the memory of the scores and changes no result. `padding` (B,): keys before it are empty in that row.
+    `window`: a query sees that many keys, itself among them. `query_chunk`: queries are taken that many at a time,
+    which bounds the memory of the scores and changes no result. `padding` (B,): keys before it are empty in that row.
     """
     queries, keys = q.size(2), k.size(2)
     step = query_chunk or queries

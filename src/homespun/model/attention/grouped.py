@@ -26,7 +26,8 @@ class GroupedAttention(Config):
 
     `kv_heads`: none means one for each head. `head_size`: none means width / heads. `window`: a token sees that many
     tokens, itself among them. `query_chunk`: compute that many queries at a time; saves memory, changes no result.
-    `qk_norm`: RMS-normalise queries and keys in each head, before the rotation (Qwen3). `bias`: on all four projections.
+    `qk_norm`: RMS-normalise queries and keys in each head, before the rotation (Qwen3). `bias`: on all four
+    projections.
     """
 
     kind: Literal["grouped"] = "grouped"
@@ -48,7 +49,7 @@ class GroupedAttention(Config):
         if self.head_size is None and model.width % self.heads:
             raise ConfigError(
                 f"model.attention.heads = {self.heads} does not divide model.width = {model.width}",
-                f"Choose a width of {model.width // self.heads * self.heads or self.heads}, or set model.attention.head_size.",
+                f"Choose a width of {max(1, model.width // self.heads) * self.heads}, or set model.attention.head_size.",
             )
         model.positions.in_heads(self.size(model.width))
 
@@ -71,7 +72,7 @@ class GroupedAttention(Config):
         inner, shared = self.heads * size, self.shared_heads * size
         weights = linear(d, inner, self.bias) + linear(d, shared, self.bias) * 2 + linear(inner, d, self.bias)
         norms = 2 * size if self.qk_norm else 0
-        # kept for the backward: q, k, v turned, the output twice (flat and in heads); before norms and rotation once more
+        # kept for the backward: q, k, v as they are used, the output twice (in heads and flat), and q, k before each change
         kept = (inner + 2 * shared) + 2 * inner + (inner + shared) * (1 + self.qk_norm)
         return weights + PartCost(
             parameters=norms,

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class SwiGLU(Config):
-    """down(silu(gate x) * up x) (Shazeer, 2020). `hidden`: none means 8/3 of the width, rounded up to a multiple of 64."""
+    """down(silu(gate x) * up x) (Shazeer, 2020).
+
+    `hidden`: none means 8/3 of the width, rounded up to a multiple of 64.
+    """
 
     kind: Literal["swiglu"] = "swiglu"
     hidden: Count | None = None
@@ -38,7 +41,10 @@ class SwiGLU(Config):
 
 
 class GELU(Config):
-    """down(gelu(up x)) (Hendrycks and Gimpel, 2016). `hidden`: none means 4 x width. `approximate`: GPT-2's tanh form."""
+    """down(gelu(up x)) (Hendrycks and Gimpel, 2016).
+
+    `hidden`: none means 4 x width. `approximate`: GPT-2's tanh form.
+    """
 
     kind: Literal["gelu"] = "gelu"
     hidden: Count | None = None
