@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CORPUS = "stories:15000"
 SHORT = ("train.evaluate_tokens=16384",)  # a minute is for training
 SCORED, SHOWN = 20, 3  # samples that the grammar judges, and those that are printed
+TEMPERATURE = 0.7  # of the samples: a little bolder than the likeliest words
 
 
 def demo(
@@ -45,7 +46,9 @@ def demo(
     recipe = Choices("house-tiny", None, SHORT, steps, minutes=minutes, seed=seed).build()
     done = train(CORPUS, recipe, folder, console=open_console(quiet, stderr=json))
     leave_if_stopped(done, show.command("demo", "--out", folder, *_said(seconds, steps, seed)))
-    texts = [record.text for record in done.records([""], count=SCORED, max_tokens=200, temperature=0.8, seed=1)]
+    texts = [
+        record.text for record in done.records([""], count=SCORED, max_tokens=200, temperature=TEMPERATURE, seed=1)
+    ]
     if json:
         show.as_json(outcome(done) | {"samples": texts, "sentences": _judge(texts)[0], "grammatical": _judge(texts)[1]})
     else:

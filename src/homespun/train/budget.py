@@ -40,7 +40,7 @@ class Budget:
         return Budget(fixed, seconds, fixed if seconds is None else None)
 
     def plan(self, step: int, spent: float, pace: float | None) -> None:
-        """Plans the total anew. `spent`: seconds so far in the whole run; `pace`: seconds of one step (none: unknown)."""
+        """Plans the total anew. `spent`: seconds so far in the whole run; `pace`: seconds of a step, if known."""
         if self.seconds is None or pace is None or (self.total is not None and spent > FREEZE * self.seconds):
             return
         total = step + max(0, math.floor((self.seconds - spent) / pace))

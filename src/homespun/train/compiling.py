@@ -32,14 +32,18 @@ class Compiling:
         """Whether training steps run compiled."""
         return self.hidden is not None
 
-    def consider(self, seconds_left: float, device: torch.device) -> None:
-        """For `auto`: compiles if the rest of the run is long enough to repay it and there is a compiler."""
+    def consider(self, seconds_left: float, device: torch.device) -> bool:
+        """For `auto`: compiles if the rest of the run is long enough to repay it and there is a compiler.
+
+        True when it was decided just now: the next step will take long.
+        """
         if self.choice != "auto" or self.active or seconds_left < REPAYS_AFTER.get(device.type, float("inf")):
-            return
+            return False
         if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-            return
+            return False
         self.note(f"compiling the model: about {seconds_left / 60:.0f} minutes of training are left to repay it")
         self._compile()
+        return True
 
     def _compile(self) -> None:
         self.hidden = torch.compile(self.model.hidden, dynamic=False)

@@ -88,7 +88,7 @@ class Trainer:
     # -- the run ------------------------------------------------------------------------------------------------------
 
     def fit(self) -> Summary:
-        """Trains until the budget is spent, patience ends, or a signal asks to stop; in each case the state is saved."""
+        """Trains until the budget is spent, patience ends, or a signal asks to stop; each time the state is saved."""
         with SignalGuard() as signals, contextlib.closing(self.console):
             self._announce()
             self.pace.start()
@@ -136,7 +136,9 @@ class Trainer:
         p.seconds, pace = self.world.from_leader(clock.to(self.world.device)).tolist()  # one clock for all
         if not math.isnan(pace):
             self.budget.plan(p.step, p.seconds, pace)
-            self.updater.compiling.consider(self.budget.seconds_left(p.step, p.seconds, pace), self.world.device)
+            left = self.budget.seconds_left(p.step, p.seconds, pace)
+            if self.updater.compiling.consider(left, self.world.device):
+                self.pace.start()  # the step that compiles tells nothing about the others
         p.total = self.budget.total
         return done
 

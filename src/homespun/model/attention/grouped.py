@@ -49,7 +49,7 @@ class GroupedAttention(Config):
         if self.head_size is None and model.width % self.heads:
             raise ConfigError(
                 f"model.attention.heads = {self.heads} does not divide model.width = {model.width}",
-                f"Choose a width of {max(1, model.width // self.heads) * self.heads}, or set model.attention.head_size.",
+                f"Try model.width={max(1, model.width // self.heads) * self.heads}, or set model.attention.head_size.",
             )
         model.positions.in_heads(self.size(model.width))
 
@@ -72,7 +72,7 @@ class GroupedAttention(Config):
         inner, shared = self.heads * size, self.shared_heads * size
         weights = linear(d, inner, self.bias) + linear(d, shared, self.bias) * 2 + linear(inner, d, self.bias)
         norms = 2 * size if self.qk_norm else 0
-        # kept for the backward: q, k, v as they are used, the output twice (in heads and flat), and q, k before each change
+        # kept for the backward: q, k, v as used, the output twice (in heads and flat), and q, k before each change
         kept = (inner + 2 * shared) + 2 * inner + (inner + shared) * (1 + self.qk_norm)
         return weights + PartCost(
             parameters=norms,
