@@ -82,8 +82,13 @@ class Cost:
         return int(self.parameters * 4 * (2 + state_numbers) + tokens * self.activations_per_token)
 
 
-def cost(model: ModelConfig, length: int | None = None, causal: bool = True, item: int = 4) -> Cost:
-    """The cost of `model` at sequences of `length` tokens (default: the context), with numbers of `item` bytes."""
+def cost(
+    model: ModelConfig, length: int | None = None, causal: bool = True, item: int = 4, checkpointed: bool = False
+) -> Cost:
+    """The cost of `model` at sequences of `length` tokens (default: the context), with numbers of `item` bytes.
+
+    `checkpointed`: only the input of each block is kept for the backward, and one block at a time is computed again.
+    """
     length = length or model.context
     vocab, d = model.vocab or 0, model.width
     norm = PartCost(model.norm.parameters(d), activations=2 * d)  # its input, and its output as the next part's input
@@ -91,6 +96,11 @@ def cost(model: ModelConfig, length: int | None = None, causal: bool = True, ite
     tables = PartCost(vocab * d + model.positions.parameters(d, model.context), activations=d)
     head = PartCost(0 if model.tie_embeddings else vocab * d, 2 * vocab * d)
     total = tables + block * model.layers + norm + head
+    kept = (
+        tables.activations + model.layers * d + block.activations + norm.activations
+        if checkpointed
+        else total.activations
+    )
     return Cost(
         parameters=total.parameters,
         active=total.active,
@@ -99,5 +109,5 @@ def cost(model: ModelConfig, length: int | None = None, causal: bool = True, ite
         training_flops=3 * total.flops,
         weights=total.parameters * item,
         cache_per_token=total.cache * item,
-        activations_per_token=total.activations * item,
+        activations_per_token=kept * item,
     )

@@ -101,7 +101,7 @@ def plan(recipe: Recipe, measure: bool = True, train_tokens: int | None = None) 
     sized = override(recipe, [f"model.vocab={vocab or UNKNOWN_VOCABULARY}"])
     context, train = sized.model.context, sized.train
     rows = max(1, round(train.batch_tokens / context))
-    costs = cost(sized.model)
+    costs = cost(sized.model, checkpointed=train.checkpoint_activations)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     free = available_memory(device)
     try:

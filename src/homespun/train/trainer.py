@@ -61,7 +61,7 @@ class Trainer:
         train, context = recipe.train, recipe.model.context
         self.model = model.to(self.world.device).train()
         self.model.checkpoint_activations = train.checkpoint_activations
-        self.cost = cost(recipe.model)
+        self.cost = cost(recipe.model, checkpointed=train.checkpoint_activations)
         rows = self._rows()
         micro_rows = self._micro_rows(rows // self.world.size)
         self.batches = Batches(corpus.train, context, rows, train.seed, self.world.rank, self.world.size)
@@ -289,8 +289,9 @@ class Trainer:
     def _history(self) -> History:
         """The evaluations so far, from the metrics; what was logged after the checkpoint will be logged again."""
         if self.world.leader:
-            self.metrics.rewind(self.progress.step)
-            self.samples.rewind(self.progress.step)
+            reached = self.progress.step or -1  # without a checkpoint nothing of an earlier start counts
+            self.metrics.rewind(reached)
+            self.samples.rewind(reached)
         self.world.wait()
         history = History()
         for row in read_metrics(self.metrics.path):
