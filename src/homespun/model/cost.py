@@ -96,11 +96,8 @@ def cost(
     tables = PartCost(vocab * d + model.positions.parameters(d, model.context), activations=d)
     head = PartCost(0 if model.tie_embeddings else vocab * d, 2 * vocab * d)
     total = tables + block * model.layers + norm + head
-    kept = (
-        tables.activations + model.layers * d + block.activations + norm.activations
-        if checkpointed
-        else total.activations
-    )
+    inputs = PartCost(activations=d) * model.layers
+    kept = (tables + inputs + block + norm if checkpointed else total).activations
     return Cost(
         parameters=total.parameters,
         active=total.active,
