@@ -30,9 +30,9 @@ from homespun.train.update import Updater
 def ours(recipe: hs.Recipe, batch: Batch) -> tuple[Callable[[], None], int, str]:
     """A function that makes one step, the number of parameters, and the precision."""
     model = hs.Decoder(recipe.model).train()
-    device = torch.device("cpu")
-    precision = choose(recipe.train.precision, model, batch.tokens.numel(), device)
-    updater = Updater(recipe, model, World(0, 1, device), precision, Compiling("off", model, print), len(batch.tokens))
+    world = World(0, 1, torch.device("cpu"))
+    precision = choose(recipe.train.precision, model, batch.tokens.numel(), world)
+    updater = Updater(recipe, model, world, precision, Compiling("off", model, print), len(batch.tokens))
     count = sum(p.numel() for p in model.parameters())
     return (lambda: None if updater.step(batch, 50, 100).updated else None), count, precision.name
 

@@ -122,3 +122,22 @@ def test_a_plan_tells_costs_and_time():
     assert dict(plan.table())["will it fit?"].startswith("yes")
     huge = hs.plan(hs.recipe("alen-xl", "model.layers=1000", "model.width=8192", "train.steps=1"))
     assert not huge.fits and huge.seconds_per_step is None
+
+
+def test_a_plan_of_a_large_model_is_measured_on_few_rows(monkeypatch):
+    """A whole micro-batch of GPT-2 would take a laptop a quarter of an hour."""
+    from homespun.train import estimate
+
+    tried = []
+    monkeypatch.setattr(estimate, "available_memory", lambda device: 2**40)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(estimate, "_measure", lambda recipe, micro, *_: tried.append(micro) or ("fp32", 1.0))
+    for name in ("gpt2", "gpt2-nano"):
+        plan = hs.plan(name)
+    assert hs.plan("gpt2").rows_at_a_time > 100 and tried[:2] == [1, plan.rows_at_a_time]
+
+
+def test_a_model_that_cannot_fit_is_refused_before_anything_is_allocated(tmp_path):
+    with pytest.raises(ConfigError, match="needs about .* TB"):
+        hs.train("stories:40", quick("model.width=65536", "model.layers=900"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

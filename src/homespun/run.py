@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,15 +24,14 @@ from homespun.train import parallel
 from homespun.train.checkpoint import Checkpoints
 from homespun.train.estimate import Plan
 from homespun.train.estimate import plan as estimate
+from homespun.train.folder import environment_of, note_environment, open_folder, read_settings
 from homespun.train.log import Console, PlainConsole, read_metrics
-from homespun.train.machine import environment
+from homespun.train.machine import available_memory
+from homespun.train.memory import rows_that_fit
 from homespun.train.recipe import BUDGETS, Recipe
 from homespun.train.trainer import Summary, Trainer
 
-DEFAULT_RECIPE = "house-small"
-CHANGEABLE = frozenset({*BUDGETS, "evaluate_every", "evaluate_tokens", "save_every", "keep", "sample_every", "compile",
-                        "patience", "max_bad_steps", "micro_batch", "checkpoint_activations", "precision"})  # fmt: skip
-"""Training settings that may differ when a run goes on."""
+DEFAULT_RECIPE = "house-tiny"
 
 
 def recipes() -> list[str]:
@@ -49,7 +46,7 @@ def recipe(name: str | Path | Recipe = DEFAULT_RECIPE, *overrides: str, file: st
     """
     found = name if isinstance(name, Recipe) else _named(str(name))
     if file is not None:
-        found = config.merge(found, _read_settings(Path(file)), str(file))
+        found = config.merge(found, read_settings(Path(file)), str(file))
     given = {text.split("=", 1)[0].strip() for text in overrides}
     if any(f"train.{budget}" in given for budget in BUDGETS):
         cleared = [f"train.{budget}=null" for budget in BUDGETS if f"train.{budget}" not in given]
@@ -88,15 +85,20 @@ def train(
     console = console or PlainConsole()
     corpus = _prepare_once(data, chosen, console, world)
     chosen = _with_vocabulary(chosen, corpus.tokenizer)
+    costs = cost(chosen.model, checkpointed=chosen.train.checkpoint_activations)
+    rows_that_fit(costs, chosen.model.context, 1, available_memory(world.device))  # before anything is allocated
     if world.leader:
-        _open_folder(folder, chosen, corpus, data)
+        open_folder(folder, chosen, corpus, [data] if isinstance(data, str) else [str(source) for source in data])
     world.wait()
     torch.manual_seed(chosen.train.seed)
     trainer = Trainer(chosen, Decoder(chosen.model), corpus, folder, world, console, _sampler(corpus.tokenizer))
+    if world.leader:
+        note_environment(folder, precision=trainer.updater.precision.name, processes=world.size)
     summary = trainer.fit()
     run = Run(folder, chosen, trainer.model.eval(), corpus.tokenizer, trainer.progress.step, summary)
     if world.leader:
         run.report()
+    parallel.leave()
     return run
 
 
@@ -113,7 +115,7 @@ def load(path: str | Path, checkpoint: str = "last") -> Run:
         raise CheckpointError(
             f"There is no run in {folder}", f"Runs here: {', '.join(near)}." if near else "Train one first."
         )
-    chosen = config.parse(Recipe, _read_settings(folder / "recipe.yaml"), str(folder / "recipe.yaml"))
+    chosen = config.parse(Recipe, read_settings(folder / "recipe.yaml"), str(folder / "recipe.yaml"))
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     checkpoints = Checkpoints(folder / "checkpoints")
     notes: list[str] = []
@@ -122,7 +124,8 @@ def load(path: str | Path, checkpoint: str = "last") -> Run:
     with torch.device("meta"):
         model = Decoder(chosen.model)
     model.load_state_dict(files["model"], assign=True)
-    return Run(folder, chosen, model.eval(), tokenizer, int(state["progress"]["step"]), notes=notes)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return Run(folder, chosen, model, tokenizer, int(state["progress"]["step"]), notes=notes)
 
 
 class Run:
@@ -186,7 +189,7 @@ class Run:
             "validation": measured[-1] if measured else None,
             "best": best,
             "advice": [row["advice"] for row in rows if "advice" in row],
-            "environment": json.loads((self.folder / "environment.json").read_text(encoding="utf-8")),
+            "environment": environment_of(self.folder),
         }
 
 
@@ -197,18 +200,11 @@ def _named(name: str) -> Recipe:
     if path.is_dir() and (path / "recipe.yaml").is_file():
         path = path / "recipe.yaml"
     if path.is_file():
-        data = _read_settings(path)
+        data = read_settings(path)
         base = data.pop("base", None)
         start = _named(str(base)) if base is not None else Recipe()
         return config.merge(start, {"name": path.stem} | data, str(path))
     raise ConfigError(f"There is no recipe {name!r}", config.nearest(name, RECIPES))
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        return config.read_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", "Name a YAML file of settings.") from None
 
 
 def _prepare(data: str | Sequence[str], chosen: Recipe, out: str | Path | None, console: Console | None) -> Corpus:
@@ -239,60 +235,6 @@ def _with_vocabulary(chosen: Recipe, tokenizer: Tokenizer) -> Recipe:
             "Leave model.vocab out, or choose a smaller tokenizer.",
         )
     return config.override(chosen, [f"model.vocab={asked or tokenizer.vocab_size}"])
-
-
-def _open_folder(folder: Path, chosen: Recipe, corpus: Corpus, data: str | Sequence[str]) -> None:
-    """Makes the run's folder, or checks that the run in it is this one."""
-    settings = folder / "recipe.yaml"
-    if settings.is_file():
-        _check_same(folder, config.parse(Recipe, _read_settings(settings), str(settings)), chosen, corpus)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists and holds no run", "Choose another folder with --out.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        about = environment() | {
-            "parameters": cost(chosen.model).parameters,
-            "corpus": corpus.manifest["key"],
-            "data": [data] if isinstance(data, str) else [str(source) for source in data],
-        }
-        _write(folder / "tokenizer.json", None, corpus.tokenizer)
-        _write(folder / "environment.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-        _write(settings, config.to_yaml(chosen))  # last: a folder with a recipe is a run
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {error}", "Choose another folder with --out.") from None
-
-
-def _write(path: Path, text: str | None, tokenizer: Tokenizer | None = None) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    if tokenizer is not None:
-        tokenizer.save(temporary)
-    else:
-        temporary.write_text(text or "", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _check_same(folder: Path, old: Recipe, new: Recipe, corpus: Corpus) -> None:
-    """Raises `CheckpointError` unless the run in `folder` was trained with the same settings on the same text."""
-    before, after = _flat(config.to_dict(old)), _flat(config.to_dict(new))
-    free = {"name", *(f"train.{key}" for key in CHANGEABLE)}
-    if changed := sorted(
-        key for key in before.keys() | after.keys() if before.get(key) != after.get(key) and key not in free
-    ):
-        key = changed[0]
-        raise CheckpointError(
-            f"The run in {folder} has {key} = {before.get(key)}, not {after.get(key)}",
-            "Use the same settings to continue it, or choose another folder with --out.",
-        )
-    about = folder / "environment.json"
-    if about.is_file() and json.loads(about.read_text(encoding="utf-8")).get("corpus") != corpus.manifest["key"]:
-        raise CheckpointError(f"The run in {folder} was trained on other text", "Choose another folder with --out.")
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _sampler(tokenizer: Tokenizer) -> Any:

@@ -90,7 +90,7 @@ def test_equal_documents_fall_on_the_same_side(tmp_path: Path) -> None:
 
 @given(sizes=st.lists(st.integers(1, 10**6), min_size=1, max_size=40), fraction=st.sampled_from([0.0, 0.001, 0.1, 0.5]))
 @settings(max_examples=100, deadline=None)
-def test_two_different_documents_always_give_two_sides(sizes: list[int], fraction: float) -> None:
+def test_two_different_documents_give_two_sides_unless_one_is_nearly_all(sizes: list[int], fraction: float) -> None:
     found = Survey(1, declared=False)
     for number, size in enumerate(sizes):
         found.hashes.append(content_hash([f"{number}"]))
@@ -98,8 +98,16 @@ def test_two_different_documents_always_give_two_sides(sizes: list[int], fractio
         found.bytes += size
     valid = [size for size, hashed in zip(sizes, found.hashes, strict=True) if hashed < found.threshold(fraction)]
     assert len(valid) < len(sizes)
-    assert bool(valid) == (len(sizes) > 1 and fraction > 0)
+    lowest = min(zip(found.hashes, sizes, strict=True))[1]
+    assert bool(valid) == (len(sizes) > 1 and fraction > 0 and lowest <= 0.75 * sum(sizes))
     assert len(valid) <= 1 or sum(valid) <= sum(sizes) / 2
+
+
+@pytest.mark.parametrize("line", ["again and again", "so it goes", "la la la"])
+def test_a_line_repeated_a_thousand_times_is_trained_on(tmp_path: Path, line: str) -> None:
+    (tmp_path / "text.txt").write_text((line + "\n\n") * 3000 + "And something else, once.\n\n")
+    corpus = prepare([tmp_path / "text.txt"], Bytes(), DataConfig())
+    assert corpus.train.bytes > 0.9 * 3000 * len(line)
 
 
 def test_validation_of_a_huge_corpus_is_bounded() -> None:

@@ -55,6 +55,6 @@ def assert_equal(one: Trainer, other: Trainer) -> None:
     a, b = tensors(one), tensors(other)
     assert a.keys() == b.keys()
     assert not [name for name in a if not torch.equal(a[name], b[name])]
-    assert (one.progress.step, one.progress.tokens, one.progress.total) == (
-        other.progress.step, other.progress.tokens, other.progress.total,
+    assert (one.progress.step, one.progress.tokens, one.budget) == (
+        other.progress.step, other.progress.tokens, other.budget,
     )  # fmt: skip

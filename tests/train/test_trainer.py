@@ -10,6 +10,7 @@ import torch
 from homespun.data.batches import Batch, validation_batches
 from homespun.errors import ConfigError, TrainingError
 from homespun.train.log import read_metrics
+from homespun.train.memory import SHARE
 from tests.train.house import ADAMW, CONTEXT, RECIPE, ROWS, assert_equal, corpus, tensors, trainer
 
 
@@ -39,12 +40,13 @@ def test_bits_per_byte_is_nats_over_bytes_of_text(tmp_path):
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, ADAMW], ids=["muon", "adamw"])
-@pytest.mark.parametrize("at", [1, 5, 8])
-def test_resume_is_exact(tmp_path, recipe, at):
+@pytest.mark.parametrize(("at", "precision"), [(1, "fp32"), (5, "fp32"), (8, "fp32"), (5, "fp16")])
+def test_resume_is_exact(tmp_path, recipe, at, precision):
     """12 steps = `at` steps + resume + the rest, bit for bit: with dropout, accumulation, a border of epochs inside."""
     few = corpus(3)
     assert trainer(tmp_path / "x", text=few).batches.steps_per_epoch < 12
-    settings = ("train.micro_batch=2", "optimizer.schedule.kind=cosine", "optimizer.schedule.warmup=3")
+    settings = ("train.micro_batch=2", "optimizer.schedule.kind=cosine", "optimizer.schedule.warmup=3",
+                f"train.precision={precision}")  # fmt: skip
     whole = trainer(tmp_path / "whole", *settings, recipe=recipe, text=few)
     whole.fit()
     first = trainer(tmp_path / "parts", *settings, recipe=recipe, text=few)
@@ -200,8 +202,53 @@ def test_budgets_end_the_run(tmp_path):
 def test_minutes_are_planned_from_the_speed(tmp_path):
     run = trainer(tmp_path, "train.steps=null", "train.minutes=0.03")
     summary = run.fit()
-    assert summary.steps > 4 and run.progress.total is not None
+    assert summary.steps > 4 and run.budget.total is not None
     assert summary.seconds < 60  # far above 1.8 s: a slow machine is no failure, an endless run is
+
+
+def test_another_time_budget_is_planned_anew(tmp_path):
+    """More minutes, or minutes after steps, go on; the same budget again is spent."""
+    first = trainer(tmp_path, "train.steps=8").fit()
+    more = trainer(tmp_path, "train.steps=null", "train.minutes=0.01").fit()
+    assert more.steps > first.steps == 8
+    assert trainer(tmp_path, "train.steps=null", "train.minutes=0.01").fit().steps == more.steps
+    assert trainer(tmp_path, "train.steps=null", "train.minutes=0.02").fit().steps > more.steps
+
+
+def test_epochs_are_counted_in_windows_not_in_whole_batches(tmp_path):
+    run = trainer(tmp_path, "train.steps=null", "train.epochs=3", "train.batch_tokens=512", text=corpus(6))
+    assert run.batches.windows % run.batches.batch_rows
+    assert run.budget.total == math.ceil(3 * run.batches.windows / run.batches.batch_rows)
+
+
+def test_free_memory_does_not_change_a_resumed_run(tmp_path, monkeypatch):
+    """The rows of one forward decide how sums round: they stay, however much memory is free at the resume."""
+    need = trainer(tmp_path / "x").cost.training_bytes(2 * CONTEXT)
+    monkeypatch.setattr("homespun.train.trainer.available_memory", lambda device: int(need / SHARE) + 1)
+    first = trainer(tmp_path / "run")
+    first.step(), first._save()
+    monkeypatch.setattr("homespun.train.trainer.available_memory", lambda device: 2**40)
+    assert trainer(tmp_path / "run").updater.micro_rows == first.updater.micro_rows == 2 < ROWS
+
+
+def test_a_finished_run_writes_no_sample_or_advice_twice(tmp_path):
+    for _ in range(2):
+        trainer(tmp_path, "train.steps=null", "train.minutes=0.002", sampler=lambda model: [("", "text")]).fit()
+    steps = [row["step"] for row in read_metrics(tmp_path / "samples.jsonl")]
+    assert steps and len(steps) == len(set(steps))
+    said = [row["advice"] for row in read_metrics(tmp_path / "metrics.jsonl") if "advice" in row]
+    assert len(said) == len(set(said))
+
+
+def test_a_time_budget_gets_advice_on_sizes_too(tmp_path):
+    trainer(tmp_path, "train.steps=null", "train.minutes=0.03", text=corpus(2)).fit()
+    said = [row["advice"] for row in read_metrics(tmp_path / "metrics.jsonl") if "advice" in row]
+    assert any("times over" in sentence for sentence in said)
+
+
+def test_the_last_step_is_reported(tmp_path):
+    trainer(tmp_path, "train.steps=401", "train.evaluate_every=1k", "model.layers=1").fit()
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row][-1] == 401
 
 
 def test_fp16_scales_and_recovers_from_overflow(tmp_path):

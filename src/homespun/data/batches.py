@@ -83,13 +83,9 @@ class Batches:
         return _batch(rows[:, :-1], rows[:, 1:])
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Steps until every window has been shown, rounded up."""
-        return -(-self.windows // self.batch_rows)
-
-    def epochs(self, step: int) -> float:
-        """How many times the split has been shown after `step` steps."""
-        return step * self.batch_rows / self.windows
+    def steps_per_epoch(self) -> float:
+        """Steps in which every window is shown once; rarely a whole number."""
+        return self.windows / self.batch_rows
 
 
 def validation_batches(split: Tokens, context: int, rows: int, limit: int | None = None) -> Iterator[Batch]:

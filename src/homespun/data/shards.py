@@ -69,7 +69,8 @@ class Survey:
     def threshold(self, fraction: float) -> int:
         """Documents with a lower hash are for validation: about `fraction` of them, and at most `VALIDATION` bytes.
 
-        Of two or more different documents, at least one falls on each side.
+        Of two or more different documents, at least one falls on each side, unless that would take more than three
+        quarters of the text (one line repeated a thousand times is one document): then all of it is trained on.
         """
         if self.declared or not self.hashes or fraction == 0:
             return 0
@@ -81,6 +82,8 @@ class Survey:
         below = max(min(below, len(hashes) - 1), min(1, len(hashes) - 1))
         while below > 1 and sizes[:below].sum() > sizes.sum() / 2:  # among few documents chance can choose too much
             below -= 1
+        if sizes[:below].sum() > 0.75 * sizes.sum():
+            return 0
         return int(hashes[below]) if below else 0
 
 

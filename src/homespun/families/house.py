@@ -35,7 +35,7 @@ SMALL = Recipe(
     model=_model(width=384, layers=6, heads=6, context=256),
     tokenizer=Auto(),
     optimizer=Muon(learning_rate=0.02, adam_learning_rate=0.003, schedule=_SCHEDULE),
-    train=TrainConfig(minutes=10, batch_tokens=8192),
+    train=TrainConfig(minutes=10, batch_tokens=4096),
 )
 BASE = Recipe(
     name="house-base",

@@ -15,20 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PartCost:
-    """Costs of a part: numbers it learns, FLOPs and kept activations for each token, cache numbers for each token.
-
-    `active` are the parameters that one token uses; it equals `parameters` unless the part says otherwise.
-    """
+    """Costs of a part: numbers it learns, FLOPs and kept activations for each token, cache numbers for each token."""
 
     parameters: int = 0
     flops: float = 0.0
     activations: int = 0
     cache: int = 0
-    idle: int = 0
-
-    @property
-    def active(self) -> int:
-        return self.parameters - self.idle
 
     def __add__(self, other: PartCost) -> PartCost:
         return PartCost(
@@ -36,13 +28,10 @@ class PartCost:
             self.flops + other.flops,
             self.activations + other.activations,
             self.cache + other.cache,
-            self.idle + other.idle,
         )
 
     def __mul__(self, times: int) -> PartCost:
-        return PartCost(
-            self.parameters * times, self.flops * times, self.activations * times, self.cache * times, self.idle * times
-        )
+        return PartCost(self.parameters * times, self.flops * times, self.activations * times, self.cache * times)
 
 
 def linear(inputs: int, outputs: int, bias: bool = False) -> PartCost:
@@ -62,13 +51,12 @@ def mean_keys(length: int, window: int | None, causal: bool) -> float:
 class Cost:
     """What a whole model costs.
 
-    parameters: all; active: used by one token; embedding: the tables at the input. FLOPs per token of the forward and
+    parameters: all; embedding: the tables at the input. FLOPs per token of the forward and
     of a training step at full context. Bytes: `weights`, `cache_per_token` (of one sequence, all layers),
     `activations_per_token` (kept for the backward), each at the given item size.
     """
 
     parameters: int
-    active: int
     embedding: int
     forward_flops: float
     training_flops: float
@@ -100,7 +88,6 @@ def cost(
     kept = (tables + inputs + block + norm if checkpointed else total).activations
     return Cost(
         parameters=total.parameters,
-        active=total.active,
         embedding=tables.parameters,
         forward_flops=total.flops,
         training_flops=3 * total.flops,

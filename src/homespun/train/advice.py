@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 
-def before(parameters: int, embedding: int, vocab: int, train_tokens: int, planned_tokens: int | None) -> list[str]:
-    """What can be said before the first step, from the sizes of model, vocabulary, corpus and budget."""
+def on_sizes(parameters: int, embedding: int, vocab: int, train_tokens: int, planned_tokens: int) -> list[str]:
+    """What can be said from the sizes of model, vocabulary, corpus and budget."""
     said = []
     if vocab > 1024 and train_tokens < 30 * vocab:
         said.append(
             f"The vocabulary of {vocab:,} is big for {train_tokens:,} training tokens: most entries are seen a few "
             "times only. Try a smaller one, for example --tokenizer bpe:1024."
         )
-    if planned_tokens is None:
-        return said
     epochs = planned_tokens / max(1, train_tokens)
     if epochs > 20:
         said.append(

@@ -28,14 +28,18 @@ class Budget:
     total: int | None
 
     @staticmethod
-    def of(train: TrainConfig, steps_per_epoch: int, tokens_per_step: int) -> Budget:
-        """The budget that the settings give. Raises `ConfigError` when they give none."""
-        known = [train.steps] if train.steps is not None else []
-        known += [math.ceil(train.tokens / tokens_per_step)] if train.tokens is not None else []
-        known += [math.ceil(train.epochs * steps_per_epoch)] if train.epochs is not None else []
+    def of(train: TrainConfig, steps_per_epoch: float, tokens_per_step: int) -> Budget:
+        """The budget that the settings give. Raises `ConfigError` when they give none.
+
+        `steps_per_epoch`: infinite where the text is not known yet.
+        """
+        known: list[float] = [train.steps] if train.steps is not None else []
+        known += [train.tokens / tokens_per_step] if train.tokens is not None else []
+        known += [train.epochs * steps_per_epoch] if train.epochs is not None else []
         if not known and train.minutes is None:
             raise ConfigError("No budget is set", "Give one of --steps, --tokens, --minutes, --epochs.")
-        fixed = min(known) if known else None
+        least = min(known, default=math.inf)
+        fixed = math.ceil(least) if math.isfinite(least) else None
         seconds = train.minutes * 60 if train.minutes is not None else None
         return Budget(fixed, seconds, fixed if seconds is None else None)
 

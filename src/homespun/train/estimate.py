@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from homespun.train.recipe import Recipe
 from homespun.train.update import Updater
 
 STEPS = 3
+MEASURED = 5e11  # FLOPs of one measured step on a CPU, about: some seconds. More rows at a time are hardly faster
 UNKNOWN_VOCABULARY = 1024  # assumed where only the text will tell
 
 
@@ -48,6 +50,7 @@ class Plan:
     tokens_per_step: int
     cache_bytes_per_token: int
     steps: int | None
+    epochs: float | None
     minutes: float | None
     precision: str | None = None
     seconds_per_step: float | None = None
@@ -84,6 +87,8 @@ class Plan:
         ]
         if self.steps:
             rows.append(("budget", f"{self.steps:,} steps, {self.steps * self.tokens_per_step:,} tokens"))
+        if self.epochs:
+            rows.append(("budget", f"{self.epochs:g} epochs: how many steps that is, the text decides"))
         if self.seconds_per_step:
             speed = self.tokens_per_step / self.seconds_per_step
             rows.append(("speed here", f"{speed:,.0f} tokens/s in {self.precision} ({STEPS} steps measured)"))
@@ -92,8 +97,8 @@ class Plan:
         return rows
 
 
-def plan(recipe: Recipe, measure: bool = True, train_tokens: int | None = None) -> Plan:
-    """The plan of `recipe` on this machine. `train_tokens`: size of the text, needed for a budget in epochs.
+def plan(recipe: Recipe, measure: bool = True) -> Plan:
+    """The plan of `recipe` on this machine. How many steps an epoch has, only the text can tell.
 
     Raises `ConfigError` only for impossible settings; a model that does not fit is reported, not measured.
     """
@@ -109,9 +114,9 @@ def plan(recipe: Recipe, measure: bool = True, train_tokens: int | None = None) 
     except ConfigError:
         micro, fits = 1, False
     fits = fits and costs.training_bytes(micro * context) <= SHARE * free
-    precision, pace = _measure(sized, micro, rows, device) if measure and fits else (None, None)
-    known = train.epochs is None or train_tokens is not None
-    budget = Budget.of(train, max(1, (train_tokens or 0) // (rows * context)), rows * context) if known else None
+    few = micro if device.type == "cuda" else max(1, min(micro, int(MEASURED / (costs.training_flops * context))))
+    precision, pace = _measure(sized, few, rows, device) if measure and fits else (None, None)
+    budget = Budget.of(train, math.inf, rows * context)
     return Plan(
         recipe=recipe.name,
         vocabulary=sized.model.vocab or 0,
@@ -127,7 +132,8 @@ def plan(recipe: Recipe, measure: bool = True, train_tokens: int | None = None) 
         rows_at_a_time=micro,
         tokens_per_step=rows * context,
         cache_bytes_per_token=costs.cache_per_token,
-        steps=budget.fixed if budget else None,
+        steps=budget.fixed,
+        epochs=train.epochs,
         minutes=train.minutes,
         precision=precision,
         seconds_per_step=pace,
@@ -136,11 +142,11 @@ def plan(recipe: Recipe, measure: bool = True, train_tokens: int | None = None) 
 
 def _measure(recipe: Recipe, micro: int, rows: int, device: torch.device) -> tuple[str, float]:
     """Precision and seconds of a step, from a few micro-batches of random tokens (the first one warms up)."""
-    model = Decoder(recipe.model).to(device).train()
+    model, world = Decoder(recipe.model).to(device).train(), World(0, 1, device)
     model.checkpoint_activations = recipe.train.checkpoint_activations
-    precision = choose(recipe.train.precision, model, micro * recipe.model.context, device)
+    precision = choose(recipe.train.precision, model, micro * recipe.model.context, world)
     compiling = Compiling("off", model, lambda sentence: None)
-    updater = Updater(recipe, model, World(0, 1, device), precision, compiling, micro)
+    updater = Updater(recipe, model, world, precision, compiling, micro)
     tokens = torch.randint(recipe.model.vocab or 1, (micro, recipe.model.context))
     batch = Batch(tokens, tokens)
     times = []

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from homespun.errors import ConfigError
+from homespun.train.parallel import World
 
 Choice = Literal["auto", "fp32", "bf16", "fp16"]
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REPAYS = 1.4  # how much faster bf16 products must be before their extra casts are repaid
 
 
@@ -28,7 +30,7 @@ class Precision:
 
     @property
     def name(self) -> str:
-        return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+        return next(name for name, dtype in _TYPES.items() if dtype == self.dtype)
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         """The context in which the forward runs."""
@@ -55,15 +57,24 @@ class Precision:
 
 
 def choose(
-    choice: Choice, model: nn.Module, rows: int, device: torch.device, former: dict[str, Any] | None = None
+    choice: Choice, model: nn.Module, rows: int, world: World, former: dict[str, Any] | None = None
 ) -> Precision:
     """The precision of a run. `auto` measures; a resumed run keeps what its checkpoint (`former`) used, scale included.
 
-    `rows`: tokens in one forward, for the timing at the model's own shapes.
+    `rows`: tokens in one forward, for the timing at the model's own shapes. Every process times for itself, and all
+    take the leader's type.
     """
+    chosen = _choose(choice, model, rows, world.device, former)
+    dtypes = list(_TYPES.values())
+    leading = world.from_leader(torch.tensor([dtypes.index(chosen.dtype)], device=world.device))
+    return replace(chosen, dtype=dtypes[int(leading)])
+
+
+def _choose(
+    choice: Choice, model: nn.Module, rows: int, device: torch.device, former: dict[str, Any] | None
+) -> Precision:
     if former is not None and choice in ("auto", former["name"]):
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[former["name"]]
-        return Precision(dtype, "as before", former["scale"], former["good"])
+        return Precision(_TYPES[former["name"]], "as before", former["scale"], former["good"])
     if choice == "fp32":
         return Precision(torch.float32, "as asked")
     if choice == "bf16":

@@ -15,7 +15,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    total: int | None = None
+    advised: bool = False
     logged: int = 0
     evaluated: int = 0
     saved: int = 0
@@ -60,3 +60,8 @@ class Summary:
     def validation_bits_per_byte(self) -> float | None:
         """Of the last evaluation, if there was one."""
         return self.validation.get("validation_bits_per_byte")
+
+
+def finite(value: float) -> float | None:
+    """The value, or nothing where it is NaN or infinite: JSON knows neither."""
+    return value if math.isfinite(value) else None

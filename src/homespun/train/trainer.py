@@ -14,7 +14,7 @@ from torch import Tensor
 
 from homespun.data.batches import Batches
 from homespun.data.corpus import Corpus
-from homespun.errors import CheckpointError, ConfigError
+from homespun.errors import CheckpointError
 from homespun.model.cost import cost
 from homespun.model.decoder import Decoder
 from homespun.optim import load_optimizer_tensors, optimizer_tensors
@@ -29,7 +29,7 @@ from homespun.train.memory import rows_that_fit
 from homespun.train.pace import Pace
 from homespun.train.parallel import World
 from homespun.train.precision import ceiling, choose
-from homespun.train.progress import History, Progress, Summary
+from homespun.train.progress import History, Progress, Summary, finite
 from homespun.train.recipe import Recipe
 from homespun.train.update import Stepped, Updater
 from homespun.train.validate import Validation
@@ -62,8 +62,7 @@ class Trainer:
         self.model = model.to(self.world.device).train()
         self.model.checkpoint_activations = train.checkpoint_activations
         self.cost = cost(recipe.model, checkpointed=train.checkpoint_activations)
-        rows = self._rows()
-        micro_rows = self._micro_rows(rows // self.world.size)
+        rows = max(1, round(train.batch_tokens / context))
         self.batches = Batches(corpus.train, context, rows, train.seed, self.world.rank, self.world.size)
         self.tokens_per_step = rows * context
         self.budget = Budget.of(train, self.batches.steps_per_epoch, self.tokens_per_step)
@@ -71,9 +70,9 @@ class Trainer:
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.metrics, self.samples = MetricsLog(folder / "metrics.jsonl"), MetricsLog(folder / "samples.jsonl")
         found = self._newest()
-        precision = choose(
-            train.precision, self.model, micro_rows * context, self.world.device, found and found[1]["precision"]
-        )
+        micro_rows = self._micro_rows(rows // self.world.size, found and found[1].get("micro_rows"))
+        former = found and found[1]["precision"]
+        precision = choose(train.precision, self.model, micro_rows * context, self.world, former)
         compiling = Compiling(train.compile, self.model, self._note)
         self.updater = Updater(recipe, self.model, self.world, precision, compiling, micro_rows)
         self.validation = Validation(recipe, corpus, self.world, micro_rows)
@@ -108,7 +107,9 @@ class Trainer:
             if flags[0]:  # every process stops at the same step
                 signals.signal = int(flags[0])
                 return "signal"
-            if self._last is not None and self._due(p.logged, self._share_of_run(400)):
+            if self.budget.total is not None and not p.advised:
+                self._advise_on_sizes(self.budget.total * self.tokens_per_step)
+            if self._last is not None and (flags[1] or self._due(p.logged, self._share_of_run(400))):
                 self._log(self._last)
             if self._due(p.evaluated, train.evaluate_every or self.often):
                 self._evaluate()
@@ -139,7 +140,6 @@ class Trainer:
             left = self.budget.seconds_left(p.step, p.seconds, pace)
             if self.updater.compiling.consider(left, self.world.device):
                 self.pace.start()  # the step that compiles tells nothing about the others
-        p.total = self.budget.total
         return done
 
     def _due(self, last: int, every: int) -> bool:
@@ -165,7 +165,7 @@ class Trainer:
             "step": p.step,
             "tokens": p.tokens,
             "seconds": round(p.seconds, 3),
-            "loss": float(_sum(done.loss for done in self._recent)) / count if count else None,
+            "loss": float(torch.stack([done.loss for done in self._recent]).sum()) / count if count else None,
             "learning_rate": last.learning_rate,
             "gradient_norm": finite(float(last.gradient_norm)),
             "tokens_per_second": finite(self.pace.speed(p.tokens)),
@@ -227,7 +227,7 @@ class Trainer:
             self.console.note(sentence)
 
     def _announce(self) -> None:
-        """Says aloud what was chosen, and gives advice on the sizes, before the first step."""
+        """Says aloud what was chosen, before the first step."""
         model, precision, rows = self.recipe.model, self.updater.precision, self.updater.micro_rows
         self.ceiling = ceiling(self.model, rows * model.context, precision.dtype, self.world.device)
         if not self.world.leader:
@@ -237,10 +237,12 @@ class Trainer:
         self._note(f"{self.tokens_per_step:,} tokens in a step, {rows} rows of {model.context} at a time")
         if self.progress.step:
             self._note(f"going on from step {self.progress.step}")
-            return
-        planned = self.budget.total and self.budget.total * self.tokens_per_step
-        sizes = (self.cost.parameters, self.cost.embedding, model.vocab or 0, self.corpus.train.count, planned)
-        for said in advice.before(*sizes):
+
+    def _advise_on_sizes(self, planned: int) -> None:
+        """Once in a run, as soon as it is known how many tokens it will read."""
+        self.progress.advised = True
+        vocab, text = self.recipe.model.vocab or 0, self.corpus.train.count
+        for said in advice.on_sizes(self.cost.parameters, self.cost.embedding, vocab, text, planned):
             self.advise(said)
 
     # -- what is kept -------------------------------------------------------------------------------------------------
@@ -257,6 +259,8 @@ class Trainer:
             }
             state = {
                 "progress": asdict(p),
+                "budget": asdict(self.budget),
+                "micro_rows": self.updater.micro_rows,
                 "guard": self.updater.finite.to_dict(),
                 "precision": self.updater.precision.to_dict(),
                 "optimizer": self.recipe.optimizer.kind,
@@ -278,13 +282,14 @@ class Trainer:
             load_optimizer_tensors(self.updater.optimizer, self.model, files["optimizer"])
             self.progress = Progress(**state["progress"])
             self.updater.finite.from_dict(state["guard"])
+            planned = Budget(**state["budget"])
         except (RuntimeError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(
                 f"The checkpoint does not fit this recipe: {reason}", "Choose another --out."
             ) from None
-        if self.budget.seconds is not None:
-            self.budget.total = self.progress.total
+        if (planned.fixed, planned.seconds) == (self.budget.fixed, self.budget.seconds):
+            self.budget = planned  # another budget than before is planned anew
 
     def _history(self) -> History:
         """The evaluations so far, from the metrics; what was logged after the checkpoint will be logged again."""
@@ -298,31 +303,16 @@ class Trainer:
             if "validation_loss" in row:
                 history.add(row)
         self.progress.evaluated = max(self.progress.evaluated, history.step)
+        sampled = [row["step"] for row in read_metrics(self.samples.path)]
+        self.progress.sampled = max([self.progress.sampled, *sampled])
         if self.world.leader and history.best_step in self.checkpoints.steps():
             self.checkpoints.mark_best(history.best_step)
         return history
 
-    def _rows(self) -> int:
-        rows = max(1, round(self.recipe.train.batch_tokens / self.recipe.model.context))
-        if rows % self.world.size:
-            raise ConfigError(
-                f"train.batch_tokens = {self.recipe.train.batch_tokens} is {rows} rows of {self.recipe.model.context} "
-                f"tokens, which {self.world.size} processes cannot share",
-                f"Choose a multiple of {self.world.size * self.recipe.model.context}.",
-            )
-        return rows
-
-    def _micro_rows(self, rows: int) -> int:
+    def _micro_rows(self, rows: int, former: int | None) -> int:
+        """As asked, else what fits; a run that goes on keeps its own while they fit: other parts round otherwise."""
         asked = self.recipe.train.micro_batch
         if asked is not None:
             return min(asked, rows)
-        return rows_that_fit(self.cost, self.recipe.model.context, rows, available_memory(self.world.device))
-
-
-def finite(value: float) -> float | None:
-    """The value, or nothing where it is NaN or infinite: JSON knows neither."""
-    return value if math.isfinite(value) else None
-
-
-def _sum(values: Any) -> Tensor:
-    return torch.stack([torch.as_tensor(value) for value in values]).sum()
+        fitting = rows_that_fit(self.cost, self.recipe.model.context, rows, available_memory(self.world.device))
+        return min(former or fitting, fitting)
