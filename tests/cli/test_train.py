@@ -47,6 +47,14 @@ def test_the_same_command_continues_a_run(homespun: Command, tmp_path: Path) -> 
     assert other.code == 2 and "model.layers" in other.err
 
 
+def test_a_run_that_got_worse_says_where_the_best_is(homespun: Command, tmp_path: Path) -> None:
+    wild = ("optimizer.learning_rate=5", "optimizer.adam_learning_rate=5", "train.evaluate_every=1")
+    ended = homespun("train", "stories:60", "--steps", 6, "--out", tmp_path / "run", *wild, *SMALL)
+    assert "The best was step" in ended.out and "--checkpoint best" in ended.out
+    best = homespun("generate", tmp_path / "run", "--checkpoint", "best", "--max-tokens", 3)
+    assert best.code == 0
+
+
 def test_json_stands_alone_on_standard_output(homespun: Command, tmp_path: Path) -> None:
     ended = homespun("train", "stories:60", "--steps", 2, "--out", tmp_path / "run", "--json", *SMALL)
     summary = json.loads(ended.out)

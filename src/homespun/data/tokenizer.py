@@ -79,7 +79,11 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the `tokenizer.json` that `Tokenizer.load`, the `tokenizers` library and Hugging Face read."""
-        Path(path).write_text(self._library.to_str(pretty=True), encoding="utf-8")
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """What `save` writes."""
+        return str(self._library.to_str(pretty=True))
 
     @cached_property
     def identity(self) -> str:

@@ -36,8 +36,7 @@ def open_folder(folder: Path, chosen: Recipe, corpus: Corpus, data: Sequence[str
             "corpus": corpus.manifest["key"],
             "data": list(data),
         }
-        if not settings.is_file():
-            corpus.tokenizer.save(folder / "tokenizer.json")
+        replace(folder / "tokenizer.json", corpus.tokenizer.to_json().encode())
         _write_environment(folder, about)
         replace(settings, config.to_yaml(chosen).encode())  # last: a folder with a recipe is a run
     except OSError as error:

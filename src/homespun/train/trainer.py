@@ -232,7 +232,7 @@ class Trainer:
         self.ceiling = ceiling(self.model, rows * model.context, precision.dtype, self.world.device)
         if not self.world.leader:
             return
-        self.console.start(self.budget.total, f"{self.recipe.name}, {self.cost.parameters / 1e6:.1f} M parameters")
+        self.console.start(self.budget.total, f"{self.recipe.name}, {self.cost.parameters:,} parameters")
         self._note(f"computing in {precision.name}: {precision.reason}")
         self._note(f"{self.tokens_per_step:,} tokens in a step, {rows} rows of {model.context} at a time")
         if self.progress.step:
