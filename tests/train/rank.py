@@ -40,7 +40,12 @@ def main() -> None:
         f"rank {world.rank} steps {summary.steps} reason {summary.reason} skipped {run.updater.finite.total}",
         flush=True,
     )
+    world.wait()
     parallel.leave()
+    if world.leader and world.size > 1:
+        time.sleep(
+            1
+        )  # this process keeps the store of the group, which under torchrun the agent does: others leave first
     sys.exit(128 + summary.signal if summary.signal else 0)
 
 

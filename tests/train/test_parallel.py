@@ -40,6 +40,7 @@ def finish(processes: list[subprocess.Popen]) -> list[str]:
     """Waits for all; returns what they printed."""
     outputs = [process.communicate(timeout=120) for process in processes]
     assert not [error for _, error in outputs if "Traceback" in error], outputs
+    assert not [process.returncode for process in processes if process.returncode < 0], outputs
     return [output for output, _ in outputs]
 
 
