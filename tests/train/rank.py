@@ -43,9 +43,7 @@ def main() -> None:
     world.wait()
     parallel.leave()
     if world.leader and world.size > 1:
-        time.sleep(
-            1
-        )  # this process keeps the store of the group, which under torchrun the agent does: others leave first
+        time.sleep(1)  # it keeps the group's store (under torchrun the agent does): the others leave first
     sys.exit(128 + summary.signal if summary.signal else 0)
 
 
