@@ -116,6 +116,8 @@ def load(path: str | Path, checkpoint: str = "last") -> Run:
             f"There is no run in {folder}", f"Runs here: {', '.join(near)}." if near else "Train one first."
         )
     chosen = config.parse(Recipe, read_settings(folder / "recipe.yaml"), str(folder / "recipe.yaml"))
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(f"{folder} lacks its tokenizer.json", "The command that trained the run writes it again.")
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     checkpoints = Checkpoints(folder / "checkpoints")
     notes: list[str] = []

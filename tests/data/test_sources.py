@@ -23,7 +23,7 @@ TEXT = "One paragraph.\n\nAnother, with 漢字.\n"
 ROWS = [{"text": "line\u2028one"}, {"prompt": "Why?", "completion": "So."}, {"text": "last\nline"}]
 
 
-def texts(*names: str | Path) -> list[str]:
+def texts(*names: str | Path | File) -> list[str]:
     return ["".join(part for part in document if isinstance(part, str)) for document in documents(names)]
 
 
@@ -217,8 +217,9 @@ def test_standard_input_and_pipes_can_be_read_twice(tmp_path: Path, monkeypatch:
     writer.start()
     with spooled(["-", pipe]) as places:
         assert texts(*places) == texts(*places) == [TEXT, "from a pipe"]
+        assert [place.name for place in places] == ["standard input", str(pipe)]
     writer.join()
-    assert not any(Path(place).exists() for place in places)
+    assert not any(place.path.exists() for place in places)
 
 
 def test_empty_files_give_nothing(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def _csv(blocks: Iterator[str], name: str, piece: int) -> Iterator[Document]:
     header = next(rows, "")
     delimiter = max(",;\t", key=header.count)
     csv.field_size_limit(ROW)
-    table = csv.DictReader(chain([header], rows), delimiter=delimiter, restkey="", restval="")
+    table = csv.DictReader(chain([header], rows), delimiter=delimiter, restkey="", restval="", strict=True)
     try:
         for row in table:
             columns = {column.strip(): value for column, value in row.items() if column}

@@ -30,6 +30,8 @@ from homespun.errors import DataError
 
 Side = Literal["train", "valid"]
 
+MOST_STORIES = 10**9  # some 400 GB of text
+
 KNOWN = "Known: files, folders, globs such as 'texts/*.txt', - (standard input), stories:N, python: (Python's library)."
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
@@ -107,26 +109,28 @@ class Stories:
         return f"{self.count}:" + _digest(story.encode() for story in stories.stories(min(self.count, 256)))
 
 
-def resolve(names: Iterable[str | Path], say: Callable[[str], None] = lambda note: None) -> list[Source]:
+def resolve(names: Iterable[str | Path | File], say: Callable[[str], None] = lambda note: None) -> list[Source]:
     """The sources that `names` stand for, folders and globs expanded in sorted order, each file once.
 
     `say` is told of files in a folder that the split leaves out. Raises `DataError` where a name means nothing.
     """
     found: list[Source] = []
-    for name in map(str, names):
-        if name.startswith("stories:"):
-            found.append(Stories(_count(name)))
+    for name in names:
+        if isinstance(name, File):
+            found.append(name)
+        elif str(name).startswith("stories:"):
+            found.append(Stories(_count(str(name))))
         elif name == "python:":
             found += _python()
         else:
-            found += _files(name, say)
+            found += _files(str(name), say)
     unique = {os.path.realpath(source.path) if isinstance(source, File) else source.name: source for source in found}
     if not unique:
         raise DataError("No source of text was named", KNOWN)
     return _declare_sides(list(unique.values()))
 
 
-def documents(names: Sequence[str | Path], piece: int = PIECE, meter: Meter | None = None) -> Iterator[Document]:
+def documents(names: Sequence[str | Path | File], piece: int = PIECE, meter: Meter | None = None) -> Iterator[Document]:
     """All documents of the sources in order; running text is cut after about `piece` characters.
 
     Raises `DataError` for names that mean nothing and files that are no text.
@@ -137,19 +141,25 @@ def documents(names: Sequence[str | Path], piece: int = PIECE, meter: Meter | No
 
 
 @contextmanager
-def spooled(names: Iterable[str | Path]) -> Iterator[list[str | Path]]:
+def spooled(names: Iterable[str | Path | File]) -> Iterator[list[str | Path | File]]:
     """The names, with `-` and pipes replaced by temporary files of their content, which can be read more than once."""
     with ExitStack() as stack:
-        yield [_spool(name, stack) if str(name) == "-" or Path(name).is_fifo() else name for name in names]
+        yield [_spool(name, stack) if _once(name) else name for name in names]
 
 
-def _spool(name: str | Path, stack: ExitStack) -> Path:
+def _once(name: str | Path | File) -> bool:
+    """Whether it can be read only once."""
+    return not isinstance(name, File) and (str(name) == "-" or Path(name).is_fifo())
+
+
+def _spool(name: str | Path | File, stack: ExitStack) -> File:
+    assert not isinstance(name, File)
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="homespun-"))
     place = Path(folder) / "standard-input.txt"
     stream = sys.stdin.buffer if str(name) == "-" else stack.enter_context(open(name, "rb"))  # noqa: SIM115
     with disk_errors(place.parent), open(place, "wb") as file:
         shutil.copyfileobj(stream, file, BLOCK)
-    return place
+    return File(place, "standard input" if str(name) == "-" else str(name))
 
 
 @contextmanager
@@ -170,6 +180,8 @@ def _count(name: str) -> int:
     count = human_number(name.removeprefix("stories:"))
     if not isinstance(count, int) or count < 1:
         raise DataError(f"{name!r} does not say how many stories", "Write a number, for example stories:10k.")
+    if count > MOST_STORIES:
+        raise DataError(f"{name!r} is more than {MOST_STORIES:,} stories", "Ask for fewer, for example stories:100k.")
     return count
 
 
@@ -182,6 +194,8 @@ def _python() -> list[Source]:
 
 
 def _files(name: str, say: Callable[[str], None]) -> list[Source]:
+    if not name:  # a variable of the shell that is not set; the path "" would be this folder
+        raise DataError("A source has an empty name", KNOWN)
     path = Path(name).expanduser()
     if path.is_dir():
         return _folder(path, name, say)

@@ -38,19 +38,20 @@ def chunked_cross_entropy(
 
 def cross_entropy_parts(
     hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, z_loss: float, chunk: int
-) -> tuple[Tensor, Tensor, int]:
-    """`chunked_cross_entropy`, its share that comes from the z-loss (without gradient), and the count of targets."""
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """`chunked_cross_entropy`, its shares of cross-entropy and z-loss (without gradient), and the count of targets."""
     rows = (targets != IGNORED).nonzero().squeeze(1)
     if len(rows) < len(targets):  # rows that nobody asks about cost nothing and, whatever they hold, spoil nothing
         hidden, targets = hidden.index_select(0, rows), targets.index_select(0, rows)
     head = _Head(weight, hidden, softcap, z_loss, chunk)
     with torch.autocast(hidden.device.type, enabled=False):
         if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-            total, z = _ChunkedCrossEntropy.apply(hidden, weight, targets, head)
+            total, loss, z = _ChunkedCrossEntropy.apply(hidden, weight, targets, head)
         else:
             losses, z_losses = head.losses(hidden, targets)
-            total, z = losses.sum() + z_losses.sum(), z_losses.sum()
-    return total, z, len(rows)
+            loss, z = losses.sum(), z_losses.sum()
+            total = loss + z
+    return total, loss, z, len(rows)
 
 
 @torch.no_grad()
@@ -136,16 +137,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """The forward already makes the gradients, while a chunk's softmax is at hand; the backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, head: _Head) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, head: _Head) -> tuple[Tensor, ...]:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        total, z_total = head.buffer.new_zeros(2).unbind()
+        total, loss_total, z_total = head.buffer.new_zeros(3).unbind()
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_weight = torch.zeros_like(weight, dtype=head.buffer.dtype) if wants_weight else None
         head_weight = head.weight.to(head.gradient_dtype)
         for place, states, wanted in head.chunks(hidden, targets):
             losses, normalizer, exponentials, sums = head.exponentials(states, wanted)
             z_loss = head.z_loss * normalizer.square().sum()
-            total += losses.sum() + z_loss
+            loss = losses.sum()
+            total += loss + z_loss
+            loss_total += loss
             z_total += z_loss
             gradient = head.gradient(exponentials, sums, normalizer, wanted)  # (R, V)
             if d_hidden is not None:
@@ -154,12 +157,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 _add_product(d_weight, gradient.T, states.to(gradient.dtype))
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.weight_dtype = weight.dtype
-        ctx.mark_non_differentiable(z_total)
-        return total, z_total
+        ctx.mark_non_differentiable(loss_total, z_total)
+        return total, loss_total, z_total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         return (
             d_hidden * upstream.to(d_hidden.dtype) if d_hidden is not None else None,

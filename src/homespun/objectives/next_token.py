@@ -63,7 +63,7 @@ class NextTokenObjective:
     def __call__(self, decoder: Decoder, batch: Batch) -> Losses:
         """The losses of a batch, with gradients where they are enabled."""
         hidden, auxiliary = decoder.hidden(batch.tokens)
-        total, z_loss, count = cross_entropy_parts(
+        total, loss, z_loss, count = cross_entropy_parts(
             hidden.flatten(0, 1),
             decoder.head_weight,
             batch.targets.flatten(),
@@ -73,7 +73,7 @@ class NextTokenObjective:
         )
         if not self.config.z_loss and not auxiliary.losses:
             return Losses(total, count, total)
-        loss, extra = (total - z_loss).detach(), {}
+        extra = {}
         if self.config.z_loss:
             extra["z_loss"] = (z_loss, count)
         for name, value in auxiliary.losses.items():

@@ -34,7 +34,7 @@ class TrainConfig(Config):
     tokens: Count | None = None
     minutes: Annotated[float, Field(gt=0)] | None = None
     epochs: Annotated[float, Field(gt=0)] | None = None
-    batch_tokens: Count = 8192
+    batch_tokens: Annotated[Count, Field(le=2**26)] = 8192
     micro_batch: Count | None = None
     evaluate_every: Count | None = None
     evaluate_tokens: Count = 65536

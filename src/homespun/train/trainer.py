@@ -211,7 +211,12 @@ class Trainer:
             return
         p.sampled = p.step
         if self.world.leader:
-            for prompt, text in self.sampler(self.model):
+            try:
+                written = self.sampler(self.model)
+            except CheckpointError as error:  # whether a model without finite output goes on, the guard decides
+                self._note(f"no sample: {error.problem}")
+                written = []
+            for prompt, text in written:
                 self.samples.append({"step": p.step, "prompt": prompt, "text": text})
                 self.console.sample(prompt + text)
             self.model.train()
