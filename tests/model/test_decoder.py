@@ -215,7 +215,7 @@ def test_a_mean_over_keys_counts_what_is_seen():
     [
         ({"attention": {"kind": "grouped", "heads": 5}}, "does not divide"),
         ({"attention": {"kind": "grouped", "heads": 4, "kv_heads": 3}}, "kv_heads"),
-        ({"attention": {"kind": "grouped", "heads": 4, "head_size": 3}}, "even head size"),
+        ({"attention": {"kind": "grouped", "heads": 4, "head_size": 3}}, "turn pairs"),
         ({"layers": 10**9}, "layers"),
         ({"widht": 64}, "width"),
         ({"attention": {"kind": "grouped", "haeds": 4}}, "heads"),

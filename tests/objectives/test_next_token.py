@@ -77,13 +77,15 @@ def test_the_z_loss_is_reported_apart_from_the_loss() -> None:
 def test_the_model_s_own_losses_are_added_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = decoder(), rows()
     hidden, own = model.hidden(batch.tokens)[0], torch.tensor(2.5, requires_grad=True)
-    monkeypatch.setattr(model, "hidden", lambda tokens: (hidden, Auxiliary({"balance": own})))
+    report = Auxiliary(own * 0.01, {"balance": own.detach()}, (torch.tensor([3, 1]), None))
+    monkeypatch.setattr(model, "hidden", lambda tokens: (hidden, report))
     losses = NextToken().build()(model, batch)
-    torch.testing.assert_close(losses.total, losses.loss + 2.5)
+    torch.testing.assert_close(losses.total, losses.loss + 0.025 * losses.count)
     torch.testing.assert_close(losses.loss, expected_from(model, hidden, batch))
-    assert losses.extra["balance"][0] == 2.5 and losses.extra["balance"][1] == 36
+    assert losses.extra["balance"] == (2.5 * losses.count, losses.count)
+    assert losses.counts is report.counts
     losses.total.backward()
-    assert own.grad == 1
+    torch.testing.assert_close(own.grad, torch.tensor(0.01 * losses.count))
 
 
 def expected_from(model: Decoder, hidden: Tensor, batch: Rows) -> Tensor:

@@ -29,6 +29,10 @@ class Block(nn.Module):
         y, auxiliary = self.mlp(self.post_attention_layernorm(x))
         return x + self.dropout(y), auxiliary
 
+    def rebalance(self, counts: Tensor) -> None:
+        """Tells the experts how many tokens each of them took in an update, (E,)."""
+        self.mlp.rebalance(counts)  # type: ignore[operator]
+
     def new_cache(self, batch: int, capacity: int, padding: Tensor | None) -> LayerCache:
         """An empty cache for this layer."""
         return self.self_attn.new_cache(batch, capacity, padding)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 
@@ -30,27 +29,24 @@ class LayerCache(Protocol):
         """Bytes it holds."""
 
 
-class KeyValueCache:
-    """Preallocated keys and values: appending never copies what is there already."""
+class _Slots:
+    """Preallocated tensors (B, heads, capacity, size): appending never copies what is there already."""
 
-    def __init__(self, batch: int, heads: int, capacity: int, head_size: int, padding: Tensor | None, like: Tensor):
-        self.keys = like.new_empty(batch, heads, capacity, head_size)
-        self.values = torch.empty_like(self.keys)
+    def __init__(self, stores: list[Tensor], padding: Tensor | None):
+        self.stores = stores
         self.length = 0
         self.padding = padding
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds T tokens, (B, Hk, T, D) each; returns all keys and values so far, (B, Hk, S, D)."""
-        end = self.length + k.size(2)
-        if end > self.keys.size(2):
-            raise IndexError(f"the cache holds {self.keys.size(2)} tokens, but {end} were given")
-        self.keys[:, :, self.length : end] = k
-        self.values[:, :, self.length : end] = v
+    def _claim(self, tokens: int) -> slice:
+        """The slots of the next `tokens`, counted as filled from now on."""
+        start, end, capacity = self.length, self.length + tokens, self.stores[0].size(2)
+        if end > capacity:
+            raise IndexError(f"the cache holds {capacity} tokens, but {end} were given")
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return slice(start, end)
 
     def reorder(self, rows: Tensor) -> None:
-        self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+        self.stores = [store.index_select(0, rows) for store in self.stores]
         if self.padding is not None:
             self.padding = self.padding.index_select(0, rows)
 
@@ -60,4 +56,47 @@ class KeyValueCache:
         self.length = length
 
     def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
+        return sum(store.nbytes for store in self.stores)
+
+
+class KeyValueCache(_Slots):
+    """Keys and values of each head."""
+
+    def __init__(self, batch: int, heads: int, capacity: int, head_size: int, padding: Tensor | None, like: Tensor):
+        super().__init__([like.new_empty(batch, heads, capacity, head_size) for _ in range(2)], padding)
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds T tokens, (B, Hk, T, D) each; returns all keys and values so far, (B, Hk, S, D)."""
+        new = self._claim(k.size(2))
+        keys, values = self.stores
+        keys[:, :, new], values[:, :, new] = k, v
+        return keys[:, :, : self.length], values[:, :, : self.length]
+
+
+class LatentCache(_Slots):
+    """What multi-head latent attention keeps of a token: its latent (r) and its rotary key (dr), beside each other."""
+
+    def __init__(self, batch: int, capacity: int, rank: int, rope: int, padding: Tensor | None, like: Tensor):
+        super().__init__([like.new_empty(batch, 1, capacity, rank + rope)], padding)
+        self.rank = rank
+
+    def append(self, kv: Tensor, kr: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds T tokens, (B, 1, T, r) and (B, 1, T, dr); returns both of all tokens so far."""
+        new = self._claim(kv.size(2))
+        self.stores[0][:, :, new, : self.rank], self.stores[0][:, :, new, self.rank :] = kv, kr
+        return self.kv, self.kr
+
+    @property
+    def filled(self) -> Tensor:
+        """Latents and rotary keys of all tokens so far, (B, S, r + dr)."""
+        return self.stores[0][:, 0, : self.length]
+
+    @property
+    def kv(self) -> Tensor:
+        """A view of the latents, (B, 1, S, r)."""
+        return self.stores[0][:, :, : self.length, : self.rank]
+
+    @property
+    def kr(self) -> Tensor:
+        """A view of the rotary keys, (B, 1, S, dr)."""
+        return self.stores[0][:, :, : self.length, self.rank :]

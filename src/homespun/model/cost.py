@@ -6,7 +6,7 @@ counts the keys that a query really sees (the mean over a sequence), otherwise a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,23 +15,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PartCost:
-    """Costs of a part: numbers it learns, FLOPs and kept activations for each token, cache numbers for each token."""
+    """Costs of a part: numbers it learns, of which `idle` are not used for a given token; FLOPs and kept activations
+    for each token; numbers of the cache for each token, and of its `state`, which does not grow, for each sequence."""
 
     parameters: int = 0
     flops: float = 0.0
     activations: int = 0
     cache: int = 0
+    idle: int = 0
+    state: int = 0
 
     def __add__(self, other: PartCost) -> PartCost:
-        return PartCost(
-            self.parameters + other.parameters,
-            self.flops + other.flops,
-            self.activations + other.activations,
-            self.cache + other.cache,
-        )
+        return PartCost(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
     def __mul__(self, times: int) -> PartCost:
-        return PartCost(self.parameters * times, self.flops * times, self.activations * times, self.cache * times)
+        return PartCost(*(getattr(self, one.name) * times for one in fields(self)))
 
 
 def linear(inputs: int, outputs: int, bias: bool = False) -> PartCost:
@@ -51,17 +49,20 @@ def mean_keys(length: int, window: int | None, causal: bool) -> float:
 class Cost:
     """What a whole model costs.
 
-    parameters: all; embedding: the tables at the input. FLOPs per token of the forward and
-    of a training step at full context. Bytes: `weights`, `cache_per_token` (of one sequence, all layers),
-    `activations_per_token` (kept for the backward), each at the given item size.
+    parameters: all; active: those that take part in one token; embedding: the tables at the input. FLOPs per token of
+    the forward and of a training step at full context. Bytes: `weights`, `cache_per_token` (of one sequence, all
+    layers), `cache_state` (what a sequence keeps whatever its length), `activations_per_token` (kept for the backward),
+    each at the given item size.
     """
 
     parameters: int
+    active: int
     embedding: int
     forward_flops: float
     training_flops: float
     weights: int
     cache_per_token: int
+    cache_state: int
     activations_per_token: int
 
     def training_bytes(self, tokens: int, state_numbers: float = 2.0) -> int:
@@ -80,18 +81,24 @@ def cost(
     length = length or model.context
     vocab, d = model.vocab or 0, model.width
     norm = PartCost(model.norm.parameters(d), activations=2 * d)  # its input, and its output as the next part's input
-    block = model.attention.cost(model, length, causal) + model.feed_forward.cost(model) + norm * 2
+    blocks = [
+        model.attention.cost(model, layer, length, causal) + model.feed_forward.cost(model, layer) + norm * 2
+        for layer in range(model.layers)
+    ]
     tables = PartCost(vocab * d + model.positions.parameters(d, model.context), activations=d)
     head = PartCost(0 if model.tie_embeddings else vocab * d, 2 * vocab * d)
-    total = tables + block * model.layers + norm + head
-    inputs = PartCost(activations=d) * model.layers
-    kept = (tables + inputs + block + norm if checkpointed else total).activations
+    total = sum(blocks, tables + norm + head)
+    kept = total.activations
+    if checkpointed:
+        kept = (tables + norm).activations + d * model.layers + max(block.activations for block in blocks)
     return Cost(
         parameters=total.parameters,
+        active=total.parameters - total.idle,
         embedding=tables.parameters,
         forward_flops=total.flops,
         training_flops=3 * total.flops,
         weights=total.parameters * item,
         cache_per_token=total.cache * item,
+        cache_state=total.state * item,
         activations_per_token=kept * item,
     )

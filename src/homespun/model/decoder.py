@@ -45,6 +45,7 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _possible(self) -> ModelConfig:
         self.attention.check(self)
+        self.feed_forward.check(self)
         return self
 
 
@@ -103,6 +104,13 @@ class Decoder(nn.Module):
                 x, report = block(x, layer_cache)
             reports.append(report)
         return self.model.norm(x), Auxiliary.merge(reports)
+
+    def rebalance(self, counts: Sequence[Tensor | None]) -> None:
+        """After an update: tells each layer how many tokens its experts took, as `Auxiliary.counts` of all its batches
+        summed."""
+        for block, taken in zip(self.model.blocks(), counts, strict=True):
+            if taken is not None:
+                block.rebalance(taken)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., d) -> logits (..., V), the softcap applied."""

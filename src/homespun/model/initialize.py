@@ -11,7 +11,7 @@ from torch import nn
 if TYPE_CHECKING:
     from homespun.model.decoder import Decoder
 
-OUTPUTS = ("o_proj.weight", "down_proj.weight")
+OUTPUTS = ("o_proj.weight", "down_proj.weight", "down_proj")
 """Matrices that write into the residual stream."""
 
 
@@ -24,11 +24,15 @@ def initialize(model: Decoder) -> None:
     | embeddings, head, other matrices | N(0, s)                       | N(0, s) |
     | outputs of each half block       | N(0, s / sqrt(2 * layers))    | 0       |
     | norm weights / biases            | 1 / 0                         | 1 / 0   |
+    | the balancing bias of a router   | 0                             | 0       |
 
     s = 0.02 up to width 2500, 1 / sqrt(width) beyond (GPT-2; the zero outputs are modded-nanoGPT's).
     """
     std = min(0.02, model.config.width**-0.5)
     output = {"gpt2": std / math.sqrt(2 * model.config.layers), "zero": 0.0}[model.config.initialize]
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.zero_()
     for name, parameter in model.named_parameters():
         if name.endswith(".bias"):
             parameter.zero_()

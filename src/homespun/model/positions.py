@@ -15,26 +15,37 @@ from torch import Tensor, nn
 
 from homespun.config import Config
 from homespun.errors import ConfigError
+from homespun.model.scaling import Scaling
 
 
 class RotaryPositions(Config):
-    """Turn pairs of query and key numbers by an angle that grows with the place (RoPE, Su et al., 2021), half-split."""
+    """Turn pairs of query and key numbers by an angle that grows with the place (RoPE, Su et al., 2021), half-split.
+
+    `fraction`: the share of each head that is turned, from its start. `scaling`: reach beyond the trained context.
+    """
 
     kind: Literal["rotary"] = "rotary"
     base: Annotated[float, Field(gt=1)] = 10000.0
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    scaling: Scaling | None = None
 
     def at_input(self, width: int, context: int) -> nn.Module:
         """Nothing is added to the embedding."""
         return NoTable()
 
     def in_heads(self, head_size: int) -> nn.Module:
-        """The rotation of queries and keys. Raises `ConfigError` for an odd head size."""
-        if head_size % 2:
+        """The rotation of queries and keys. Raises `ConfigError` where an odd number of them would turn."""
+        turned = int(head_size * self.fraction)
+        if turned % 2 or not turned:
             raise ConfigError(
-                f"Rotary positions need an even head size, not {head_size}",
-                "Change model.width or model.attention.heads.",
+                f"Rotary positions turn pairs, but {turned} of the {head_size} numbers of a head would turn",
+                "Change model.width, model.attention.heads or model.positions.fraction.",
             )
-        return Rotation(head_size, self.base)
+        return Rotation(turned, self.base, self.scaling)
+
+    def softmax_factor(self) -> float:
+        """What multi-head latent attention multiplies its softmax scale by."""
+        return self.scaling.softmax_factor() if self.scaling else 1.0
 
     def parameters(self, width: int, context: int) -> int:
         """How many numbers it learns: none."""
@@ -53,6 +64,10 @@ class LearnedPositions(Config):
     def in_heads(self, head_size: int) -> nn.Module:
         """Queries and keys stay as they are."""
         return NoRotation()
+
+    def softmax_factor(self) -> float:
+        """What multi-head latent attention multiplies its softmax scale by."""
+        return 1.0
 
     def parameters(self, width: int, context: int) -> int:
         """How many numbers it learns."""
@@ -93,42 +108,59 @@ class NoRotation(nn.Module):
     def forward(self, q: Tensor, k: Tensor, start: int = 0, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return q, k
 
+    def at(self, x: Tensor, place: Tensor) -> Tensor:
+        """Anything, at any places."""
+        return x
+
 
 class Rotation(nn.Module):
-    """Rotary embedding of queries and keys, half-split as in Llama.
+    """Rotary embedding of the first `size` numbers of each head, half-split as in Llama.
 
     The tables are plain fp32 tensors, no buffers: `.to(bfloat16)`, the meta device and checkpoints cannot spoil them;
     they are made where and when they are needed.
     """
 
-    def __init__(self, head_size: int, base: float):
+    def __init__(self, size: int, base: float, scaling: Scaling | None = None):
         super().__init__()
-        self.head_size, self.base = head_size, base
-        self._cos = self._sin = torch.empty(0, head_size // 2)
+        self.size, self.base, self.scaling = size, base, scaling
+        self._cos = self._sin = torch.empty(0, size // 2)
 
     def tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos and sin of every angle up to `length` places: two (>= length, D/2) fp32 tensors."""
+        """cos and sin of every angle up to `length` places: two (>= length, size/2) fp32 tensors."""
         if self._cos.size(0) < length or self._cos.device != device:
-            with torch.inference_mode(False):  # made while writing, the tables must serve training, too
-                exponent = torch.arange(0, self.head_size, 2).to(device, torch.float32) / self.head_size
+            with torch.inference_mode(False), torch.no_grad():  # made while writing, they must serve training, too
                 place = torch.arange(_round_up(length), device=device, dtype=torch.float32)
-                angle = torch.outer(place, 1.0 / self.base**exponent)
-                self._cos, self._sin = angle.cos(), angle.sin()
+                angle = torch.outer(place, self._frequencies(device))
+                factor = self.scaling.table_factor() if self.scaling else 1.0
+                self._cos, self._sin = angle.cos() * factor, angle.sin() * factor
         return self._cos, self._sin
 
+    def _frequencies(self, device: torch.device) -> Tensor:
+        spans = self.base ** (torch.arange(0, self.size, 2).to(device, torch.float32) / self.size)
+        return self.scaling.frequencies(spans, self.base) if self.scaling else 1.0 / spans
+
     def forward(self, q: Tensor, k: Tensor, start: int = 0, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        cos, sin = self.tables(start + q.size(2), q.device)  # q (B, H, T, D)
+        """Queries and keys (B, H, T, D) of the T places from `start` on."""
+        cos, sin = self.tables(start + q.size(2), q.device)
         if padding is None:
-            cos, sin = cos[start : start + q.size(2)], sin[start : start + q.size(2)]  # (T, D/2)
+            cos, sin = cos[start : start + q.size(2)], sin[start : start + q.size(2)]  # (T, size/2)
         else:
             place = places(start, q.size(2), padding, q.device)
-            cos, sin = cos[place][:, None], sin[place][:, None]  # (B, 1, T, D/2)
+            cos, sin = cos[place][:, None], sin[place][:, None]  # (B, 1, T, size/2)
         cos, sin = cos.to(q.dtype), sin.to(q.dtype)
         return rotate(q, cos, sin), rotate(k, cos, sin)
 
+    def at(self, x: Tensor, place: Tensor) -> Tensor:
+        """Anything (..., D) at its `place` (int64, of a shape that fits x's without the last)."""
+        cos, sin = self.tables(int(place.max()) + 1, x.device)
+        return rotate(x, cos[place].to(x.dtype), sin[place].to(x.dtype))
+
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x[i], x[i + D/2]) by the angle i of each place."""
+    """Turn the pairs (x[i], x[i + R/2]) by the angle i of each place; what lies beyond the first R numbers stays."""
+    turned = 2 * cos.size(-1)
+    if turned < x.size(-1):
+        return torch.cat((rotate(x[..., :turned], cos, sin), x[..., turned:]), dim=-1)
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 

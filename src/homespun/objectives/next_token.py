@@ -30,13 +30,15 @@ class Losses:
     """Sums with their counts, to be divided once by the global count: exact under accumulation, masks and many devices.
 
     loss: the cross-entropy alone, in nats over `count` targets, for reports. total: what to differentiate, the loss and
-    all that is added to it. extra: each added part by name, its sum (weighted as in `total`) and its count.
+    all that is added to it. extra: other losses by name, a sum and its count; those of the model's parts unweighted.
+    counts: the tokens of each expert, by layer (`Auxiliary.counts`).
     """
 
     loss: Tensor
     count: int
     total: Tensor
     extra: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+    counts: tuple[Tensor | None, ...] = ()
 
 
 class NextToken(Config):
@@ -71,15 +73,12 @@ class NextTokenObjective:
             self.config.z_loss,
             self.config.chunk,
         )
-        if not self.config.z_loss and not auxiliary.losses:
-            return Losses(total, count, total)
-        extra = {}
+        extra = {name: (value * count, count) for name, value in auxiliary.losses.items()}
         if self.config.z_loss:
             extra["z_loss"] = (z_loss, count)
-        for name, value in auxiliary.losses.items():
-            total = total + value
-            extra[name] = (value.detach(), batch.tokens.numel())
-        return Losses(loss, count, total, extra)
+        if auxiliary.penalty is not None:
+            total = total + auxiliary.penalty * count  # a mean: it weighs as much as the targets of this batch
+        return Losses(loss, count, total, extra, auxiliary.counts)
 
     @torch.no_grad()
     def token_losses(self, decoder: Decoder, batch: Batch) -> Tensor:

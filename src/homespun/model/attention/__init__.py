@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from homespun.model.attention.grouped import GroupedAttention
+from typing import Annotated
 
-Attention = GroupedAttention
+from pydantic import Field
+
+from homespun.model.attention.grouped import GroupedAttention
+from homespun.model.attention.mla import MultiHeadLatentAttention
+
+Attention = Annotated[GroupedAttention | MultiHeadLatentAttention, Field(discriminator="kind")]
 """The union of the kinds; another kind is one more file and one more word here."""

@@ -51,6 +51,23 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, padding: Tensor
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
 
 
+def attend_shared(q: Tensor, latents: Tensor, padding: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """Attention of all heads over one sequence of vectors that are keys and values at once.
+
+    q (B, H, T, D), latents (B, S, D); returns (B, H, T, D). The heads become rows of queries, so that nothing is copied
+    for each head.
+    """
+    heads, queries, keys = q.size(1), q.size(2), latents.size(1)
+    mask = None
+    if queries > 1 or padding is not None:
+        seen = visible(queries, keys, None, padding, q.device)
+        mask = seen.repeat_interleave(heads, dim=-2)  # row t * H + h
+    rows = q.transpose(1, 2).flatten(1, 2)[:, None]  # (B, 1, T * H, D)
+    shared = latents[:, None]
+    y = F.scaled_dot_product_attention(rows, shared, shared, attn_mask=mask, scale=scale)
+    return y[:, 0].unflatten(1, (queries, heads)).transpose(1, 2)
+
+
 def visible(queries: int, keys: int, window: int | None, padding: Tensor | None, device: torch.device) -> Tensor:
     """True where a query may look: (T, S), or (B, 1, T, S) with padding. Every query sees itself: no row is empty."""
     i = torch.arange(keys - queries, keys, device=device)[:, None]

@@ -26,8 +26,9 @@ class GroupedAttention(Config):
 
     `kv_heads`: none means one for each head. `head_size`: none means width / heads. `window`: a token sees that many
     tokens, itself among them. `query_chunk`: compute that many queries at a time; saves memory, changes no result.
-    `qk_norm`: RMS-normalise queries and keys in each head, before the rotation (Qwen3). `bias`: on all four
-    projections.
+    `full_layers`: layers, counted from 0, that see everything in spite of `window`. `qk_norm`: RMS-normalise queries
+    and keys in each head, before the rotation (Qwen3). `bias`: on the projections of queries, keys and values, and of
+    the output unless `output_bias` says otherwise.
     """
 
     kind: Literal["grouped"] = "grouped"
@@ -35,9 +36,11 @@ class GroupedAttention(Config):
     kv_heads: Count | None = None
     head_size: Annotated[Count, Field(le=4096)] | None = None
     window: Count | None = None
+    full_layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     query_chunk: Count | None = None
     qk_norm: bool = False
     bias: bool = False
+    output_bias: bool | None = None
 
     def check(self, model: ModelConfig) -> None:
         """Raises `ConfigError` where the heads do not divide."""
@@ -62,21 +65,30 @@ class GroupedAttention(Config):
         """The numbers in one head."""
         return self.head_size or width // self.heads
 
+    @property
+    def biased_output(self) -> bool:
+        """Whether the output projection has a bias."""
+        return self.bias if self.output_bias is None else self.output_bias
+
+    def seen(self, layer: int) -> int | None:
+        """The window of a layer; none where it sees everything."""
+        return None if layer in self.full_layers else self.window
+
     def build(self, model: ModelConfig, layer: int) -> GroupedQueryAttention:
         """The module of one layer."""
-        return GroupedQueryAttention(self, model)
+        return GroupedQueryAttention(self, model, layer)
 
-    def cost(self, model: ModelConfig, length: int, causal: bool) -> PartCost:
+    def cost(self, model: ModelConfig, layer: int, length: int, causal: bool) -> PartCost:
         """What one layer costs, at a sequence of `length` tokens."""
         d, size = model.width, self.size(model.width)
         inner, shared = self.heads * size, self.shared_heads * size
-        weights = linear(d, inner, self.bias) + linear(d, shared, self.bias) * 2 + linear(inner, d, self.bias)
+        weights = linear(d, inner, self.bias) + linear(d, shared, self.bias) * 2 + linear(inner, d, self.biased_output)
         norms = 2 * size if self.qk_norm else 0
         # kept for the backward: q, k, v as used, the output twice (in heads and flat), and q, k before each change
         kept = (inner + 2 * shared) + 2 * inner + (inner + shared) * (1 + self.qk_norm)
         return weights + PartCost(
             parameters=norms,
-            flops=4 * inner * mean_keys(length, self.window, causal),
+            flops=4 * inner * mean_keys(length, self.seen(layer), causal),
             activations=kept,
             cache=2 * shared,
         )
@@ -85,16 +97,16 @@ class GroupedAttention(Config):
 class GroupedQueryAttention(nn.Module):
     """The attention of one layer: (B, T, d) -> (B, T, d)."""
 
-    def __init__(self, config: GroupedAttention, model: ModelConfig):
+    def __init__(self, config: GroupedAttention, model: ModelConfig, layer: int):
         super().__init__()
         self.head_size = config.size(model.width)
         self.kv_heads = config.shared_heads
-        self.window, self.query_chunk = config.window, config.query_chunk
+        self.window, self.query_chunk = config.seen(layer), config.query_chunk
         inner, shared = config.heads * self.head_size, self.kv_heads * self.head_size
         self.q_proj = nn.Linear(model.width, inner, bias=config.bias)
         self.k_proj = nn.Linear(model.width, shared, bias=config.bias)
         self.v_proj = nn.Linear(model.width, shared, bias=config.bias)
-        self.o_proj = nn.Linear(inner, model.width, bias=config.bias)
+        self.o_proj = nn.Linear(inner, model.width, bias=config.biased_output)
         self.q_norm = RootMeanSquare(self.head_size, model.norm.eps) if config.qk_norm else nn.Identity()
         self.k_norm = RootMeanSquare(self.head_size, model.norm.eps) if config.qk_norm else nn.Identity()
         self.rotation = model.positions.in_heads(self.head_size)

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from homespun.model.decoder import ModelConfig
 
 
-class SwiGLU(Config):
+class Dense(Config):
+    """What every dense kind has in common: no layer is impossible."""
+
+    def check(self, model: ModelConfig) -> None:
+        """Nothing can be wrong with it."""
+
+
+class SwiGLU(Dense):
     """down(silu(gate x) * up x) (Shazeer, 2020).
 
     `hidden`: none means 8/3 of the width, rounded up to a multiple of 64.
@@ -33,14 +40,14 @@ class SwiGLU(Config):
         """The module of one layer."""
         return SwiGLUFeedForward(model.width, self.size(model.width), self.bias)
 
-    def cost(self, model: ModelConfig) -> PartCost:
+    def cost(self, model: ModelConfig, layer: int) -> PartCost:
         """What one layer costs."""
         d, f = model.width, self.size(model.width)
         kept = PartCost(activations=4 * f)  # gate, silu(gate), up, and their product
         return linear(d, f, self.bias) * 2 + linear(f, d, self.bias) + kept
 
 
-class GELU(Config):
+class GELU(Dense):
     """down(gelu(up x)) (Hendrycks and Gimpel, 2016).
 
     `hidden`: none means 4 x width. `approximate`: GPT-2's tanh form.
@@ -59,12 +66,12 @@ class GELU(Config):
         """The module of one layer."""
         return GELUFeedForward(model.width, self.size(model.width), self.bias, self.approximate)
 
-    def cost(self, model: ModelConfig) -> PartCost:
+    def cost(self, model: ModelConfig, layer: int) -> PartCost:
         """What one layer costs."""
         return _two_matrices(model.width, self.size(model.width), self.bias)
 
 
-class ReLU2(Config):
+class ReLU2(Dense):
     """down(relu(up x)^2) (So et al., 2021). `hidden`: none means 4 x width."""
 
     kind: Literal["relu2"] = "relu2"
@@ -79,12 +86,19 @@ class ReLU2(Config):
         """The module of one layer."""
         return ReLU2FeedForward(model.width, self.size(model.width), self.bias)
 
-    def cost(self, model: ModelConfig) -> PartCost:
+    def cost(self, model: ModelConfig, layer: int) -> PartCost:
         """What one layer costs."""
         return _two_matrices(model.width, self.size(model.width), self.bias)
 
 
-class SwiGLUFeedForward(nn.Module):
+class DenseFeedForward(nn.Module):
+    """What every dense part has in common: there are no experts to balance."""
+
+    def rebalance(self, counts: Tensor) -> None:
+        """Nothing to do."""
+
+
+class SwiGLUFeedForward(DenseFeedForward):
     """(B, T, d) -> (B, T, d)"""
 
     def __init__(self, width: int, hidden: int, bias: bool):
@@ -97,7 +111,7 @@ class SwiGLUFeedForward(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)), Auxiliary()
 
 
-class GELUFeedForward(nn.Module):
+class GELUFeedForward(DenseFeedForward):
     """(B, T, d) -> (B, T, d)"""
 
     def __init__(self, width: int, hidden: int, bias: bool, approximate: str):
@@ -110,7 +124,7 @@ class GELUFeedForward(nn.Module):
         return self.down_proj(F.gelu(self.up_proj(x), approximate=self.approximate)), Auxiliary()
 
 
-class ReLU2FeedForward(nn.Module):
+class ReLU2FeedForward(DenseFeedForward):
     """(B, T, d) -> (B, T, d)"""
 
     def __init__(self, width: int, hidden: int, bias: bool):

@@ -1,0 +1,185 @@
+"""Mixture of experts: many small feed-forward parts, of which each token uses a few.
+
+B batch, T tokens, N = B * T, d width, f hidden of one expert, E experts, K of them for a token.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from homespun.config import Config, Count
+from homespun.errors import ConfigError
+from homespun.model.auxiliary import Auxiliary
+from homespun.model.cost import PartCost, linear
+from homespun.model.feedforward.dense import SwiGLU, SwiGLUFeedForward
+from homespun.model.feedforward.routers import Router, Routing, SoftmaxRouter
+
+if TYPE_CHECKING:
+    from homespun.model.decoder import ModelConfig
+
+Coefficient = Annotated[float, Field(ge=0)]
+
+
+class Experts(Config):
+    """A router sends each token to a few of many SwiGLU experts; their outputs are summed by weight (Shazeer et al.,
+    2017). No token is dropped, whatever the router does.
+
+    `hidden`: of each expert; none means 8/3 of the width divided by the router's top_k, so that a token costs what it
+    would in a dense SwiGLU. `shared`: so many experts more that see every token (DeepSeek). `dense_layers`: layers,
+    counted from 0, that have a dense SwiGLU of `dense_hidden` instead. `balance_loss` and `z_loss`: weights of the two
+    losses that keep the experts evenly used (Fedus et al., 2021) and the router's scores small (Zoph et al., 2022).
+    `capacity`: in training, an expert takes at most that many times its fair share of a batch and what is beyond is
+    dropped; none means no limit.
+    """
+
+    kind: Literal["experts"] = "experts"
+    experts: Annotated[Count, Field(le=4096)] = 8
+    hidden: Count | None = None
+    shared: Annotated[int, Field(ge=0)] = 0
+    router: Router = SoftmaxRouter()
+    dense_layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    dense_hidden: Count | None = None
+    balance_loss: Coefficient = 0.01
+    z_loss: Coefficient = 1e-3
+    capacity: Annotated[float, Field(gt=0)] | None = None
+
+    def check(self, model: ModelConfig) -> None:
+        """Raises `ConfigError` where the router cannot choose, or a layer is not there."""
+        self.router.check(self.experts)
+        if beyond := [layer for layer in self.dense_layers if layer >= model.layers]:
+            raise ConfigError(
+                f"model.feed_forward.dense_layers names layer {beyond[0]}, but the last layer is {model.layers - 1}",
+                "Layers are counted from 0.",
+            )
+
+    def size(self, width: int) -> int:
+        """The hidden width of one expert."""
+        return self.hidden or -(-8 * width // (3 * self.router.top_k * 32)) * 32
+
+    @property
+    def dense(self) -> SwiGLU:
+        """What the layers without experts have."""
+        return SwiGLU(hidden=self.dense_hidden)
+
+    def build(self, model: ModelConfig, layer: int) -> nn.Module:
+        """The module of one layer."""
+        return self.dense.build(model, layer) if layer in self.dense_layers else MixtureOfExperts(self, model)
+
+    def cost(self, model: ModelConfig, layer: int) -> PartCost:
+        """What one layer costs. `activations` are those of a batch without a capacity limit."""
+        if layer in self.dense_layers:
+            return self.dense.cost(model, layer)
+        d, f, taken = model.width, self.size(model.width), self.router.top_k
+        expert = linear(d, f) * 2 + linear(f, d)
+        used = expert * taken + PartCost(activations=taken * (2 * d + 4 * f))  # rows in and out, gate, up, product
+        idle = (self.experts - taken) * expert.parameters
+        router = linear(d, self.experts) + PartCost(activations=d + 3 * self.experts)
+        shared = SwiGLU(hidden=self.shared * f).cost(model, layer) if self.shared else PartCost()
+        return router + used + shared + PartCost(parameters=idle, idle=idle)
+
+
+class MixtureOfExperts(nn.Module):
+    """(B, T, d) -> (B, T, d), with balance and z-loss and the experts' counts beside it."""
+
+    def __init__(self, config: Experts, model: ModelConfig):
+        super().__init__()
+        self.config = config
+        d, f = model.width, config.size(model.width)
+        self.gate = config.router.build(d, config.experts)
+        self.experts = ExpertWeights(config.experts, d, f)
+        if config.shared:
+            self.shared_experts = SwiGLUFeedForward(d, config.shared * f, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Auxiliary]:
+        c = self.config
+        flat = x.flatten(0, 1)  # (N, d)
+        routing = self.gate(flat)
+        counts = torch.bincount(routing.chosen.flatten(), minlength=c.experts)
+        limit = None
+        if c.capacity is not None and self.training:  # a token that is written must not depend on its company
+            limit = max(1, round(c.capacity * routing.chosen.numel() / c.experts))
+        y = self.experts(flat, routing, counts, limit).view_as(x)
+        if c.shared:
+            y = y + self.shared_experts(x)[0]
+        return y, self._report(routing, counts)
+
+    def _report(self, routing: Routing, counts: Tensor) -> Auxiliary:
+        c = self.config
+        if not torch.is_grad_enabled():
+            return Auxiliary(counts=(counts,))
+        balance, z = balance_loss(routing, counts), routing.logits.logsumexp(-1).square().mean()
+        return Auxiliary(
+            penalty=c.balance_loss * balance + c.z_loss * z,
+            losses={"balance_loss": balance.detach(), "router_z_loss": z.detach()},
+            counts=(counts,),
+        )
+
+    def rebalance(self, counts: Tensor) -> None:
+        """Tells the router what an update's tokens were, (E,), of all devices."""
+        self.gate.rebalance(counts)
+
+
+def balance_loss(routing: Routing, counts: Tensor) -> Tensor:
+    """E * sum over experts of (share of tokens * mean probability): 1 when both are even, E when all go to one.
+
+    Only the probabilities carry gradient: what is used too much becomes less likely.
+    """
+    tokens = counts / counts.sum().clamp(min=1)
+    return len(counts) * (tokens * routing.shares.mean(0)).sum()
+
+
+class ExpertWeights(nn.Module):
+    """The experts' matrices: `gate_up_proj` (E, 2f, d), the gate's rows before up's, and `down_proj` (E, d, f)."""
+
+    def __init__(self, experts: int, width: int, hidden: int):
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * hidden, width))
+        self.down_proj = nn.Parameter(torch.empty(experts, width, hidden))
+
+    def forward(self, x: Tensor, routing: Routing, counts: Tensor, limit: int | None = None) -> Tensor:
+        """Tokens (N, d) through their experts, summed by weight: (N, d). `counts` (E,) of the chosen experts.
+
+        Rows are sorted by expert, so that each expert is one matrix product. `limit`: rows beyond it are dropped.
+        """
+        # Places of (token, choice), expert by expert. Which row comes first within an expert matters to the last bit of
+        # a product alone: without a limit this is the order, and so are the bits, of Hugging Face.
+        order = routing.chosen.flatten().sort(stable=limit is not None).indices
+        if limit is not None:
+            order, counts = _within(order, counts, limit)
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        rows = x.to(dtype)[order // routing.chosen.size(1)]
+        gate, up = grouped_linear(rows, self.gate_up_proj.to(dtype), counts).chunk(2, dim=-1)
+        y = grouped_linear(F.silu(gate) * up, self.down_proj.to(dtype), counts)
+        y = y * routing.weights.flatten()[order, None]
+        spread = y.new_zeros if limit is not None else y.new_empty
+        y = spread(routing.chosen.numel(), y.size(1)).index_copy(0, order, y)
+        return y.view(*routing.chosen.shape, -1).sum(1).to(dtype)
+
+
+def grouped_linear(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+    """Rows (R, in) of which the first counts[0] meet weights[0], the next counts[1] weights[1] and so on: (R, out).
+
+    weights (E, out, in). One grouped product; where that cannot serve, a product for each expert, which gives the same.
+    """
+    whole = 16 // rows.element_size()  # the kernel wants rows of whole 16 bytes
+    if rows.dtype == torch.float64 or rows.size(1) % whole or weights.size(1) % whole:
+        return looped_linear(rows, weights, counts)
+    return F.grouped_mm(rows, weights.mT, offs=counts.cumsum(0).to(torch.int32))
+
+
+def looped_linear(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+    """The same as `grouped_linear`, expert by expert: plain, and the oracle of its tests."""
+    parts = rows.split(counts.tolist())
+    return torch.cat([F.linear(part, weight) for part, weight in zip(parts, weights, strict=True)])
+
+
+def _within(order: Tensor, counts: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """The rows that are among the first `limit` of their expert, and how many each expert has of them."""
+    starts = counts.cumsum(0) - counts
+    rank = torch.arange(len(order), device=order.device) - starts.repeat_interleave(counts)
+    return order[rank < limit], counts.clamp(max=limit)
