@@ -126,3 +126,24 @@ def test_a_number_is_itself(number):
 def test_no_word_breaks_the_parser(word):
     with contextlib.suppress(ConfigError):
         assert config.override(BASE, [f"train.tokens={word}"]).train.tokens != 0
+
+
+def test_groups_that_were_not_spelled_out_open_with_their_defaults():
+    recipe = config.override(
+        Recipe(),
+        [
+            "model.feed_forward.router.top_k=3",
+            "model.feed_forward.router.kind=sigmoid",
+            "model.feed_forward.kind=experts",
+            "model.positions.scaling.factor=8",
+            "model.positions.scaling.kind=yarn",
+        ],
+    )
+    assert (recipe.model.feed_forward.router.kind, recipe.model.feed_forward.router.top_k) == ("sigmoid", 3)
+    assert (recipe.model.positions.scaling.kind, recipe.model.positions.scaling.factor) == ("yarn", 8)
+    recipe = config.override(Recipe(), ["model.feed_forward.kind=experts", "model.feed_forward.router.top_k=1"])
+    assert (recipe.model.feed_forward.router.kind, recipe.model.feed_forward.router.top_k) == ("softmax", 1)
+    with pytest.raises(ConfigError, match=r"top_k.*plain value"):
+        config.override(recipe, ["model.feed_forward.router.top_k.more=1"])
+    with pytest.raises(ConfigError, match="linear"):
+        config.override(recipe, ["model.positions.scaling.factor=8"])

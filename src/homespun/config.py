@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from homespun.errors import ConfigError
 
@@ -98,7 +99,8 @@ def override(config: C, assignments: Iterable[str], source: str = "the command l
     """
     data = to_dict(config)
     pairs = [_split_assignment(text) for text in assignments]
-    for path, value in sorted(pairs, key=lambda pair: pair[0][-1] != "kind"):  # kinds first; the sort is stable
+    pairs.sort(key=lambda pair: (pair[0][-1] != "kind", len(pair[0])))  # kinds first, outer ones before; a stable sort
+    for path, value in pairs:
         _assign(type(config), data, path, value)
     return parse(type(config), data, source)
 
@@ -157,10 +159,13 @@ def _split_assignment(text: str) -> tuple[list[str], Any]:
 def _assign(cls: type[Config], data: dict[str, Any], path: list[str], value: Any) -> None:
     here: Any = data
     for depth, name in enumerate(path[:-1]):
-        if not isinstance(here, dict) or name not in here or here[name] is None:
+        if not isinstance(here, dict) or here.get(name) is None:
             known = _fields_at(cls, data, path[:depth])
-            hint = nearest(name, known) if name not in known else f"{'.'.join(path[: depth + 1])} is a plain value."
-            raise ConfigError(f"Unknown setting {'.'.join(path)!r}", hint)
+            opened = _opened(known[name]) if name in known and isinstance(here, dict) else None
+            if opened is None:
+                hint = f"{'.'.join(path[: depth + 1])} is a plain value." if name in known else nearest(name, known)
+                raise ConfigError(f"Unknown setting {'.'.join(path)!r}", hint)
+            here[name] = opened
         here = here[name]
     if not isinstance(here, dict):
         raise ConfigError(f"Unknown setting {'.'.join(path)!r}", f"{'.'.join(path[:-1])} is a plain value.")
@@ -186,10 +191,10 @@ def _explain(cls: type[Config], data: Any, error: ValidationError, source: str) 
     if first["type"] == "extra_forbidden":
         return ConfigError(f"Unknown setting {key!r} in {source}", nearest(path[-1], _fields_at(cls, data, path[:-1])))
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        expected = first.get("ctx", {}).get("expected_tags", "")
-        return ConfigError(
-            f"{key} in {source} has no kind {_kind(value)!r}", f"Choose one of: {expected.replace(chr(39), '')}."
-        )
+        field = _fields_at(cls, data, path[:-1])[path[-1]]
+        kinds = ", ".join(str(member.model_fields["kind"].default) for member in _configs(field.annotation))
+        named = f"has no kind {_kind(value)!r}" if "kind" in value else "needs a kind"
+        return ConfigError(f"{key} in {source} {named}", f"Choose {key}.kind from: {kinds}.")
     if first["type"] == "missing":
         return ConfigError(f"{key} is missing in {source}", "Set it.")
     cause = first.get("ctx", {}).get("error")
@@ -220,15 +225,22 @@ def _locate(data: Any, loc: tuple[int | str, ...]) -> tuple[list[str], Any]:
     return path, data
 
 
-def _fields_at(cls: Any, data: Any, path: list[str]) -> list[str]:
-    """Names of the known settings below `path`; where a union has no kind yet, of all its members."""
+def _opened(field: FieldInfo) -> dict[str, Any] | None:
+    """The settings of a group that was not spelled out: its default's, or none yet. None for a plain value."""
+    if isinstance(field.default, Config):
+        return to_dict(field.default)
+    return {} if _configs(field.annotation) else None
+
+
+def _fields_at(cls: Any, data: Any, path: list[str]) -> dict[str, FieldInfo]:
+    """The known settings below `path`, by name; where a union has no kind yet, those of all its members."""
     found = [cls]
     for name in path:
         data = data.get(name) if isinstance(data, Mapping) else None
         members = [m for c in found if name in c.model_fields for m in _configs(c.model_fields[name].annotation)]
         kind = _kind(data)
         found = [m for m in members if "kind" in m.model_fields and m.model_fields["kind"].default == kind] or members
-    return list(dict.fromkeys(name for c in found for name in c.model_fields))
+    return {name: field for c in reversed(found) for name, field in c.model_fields.items()}
 
 
 def _configs(annotation: Any) -> list[type[Config]]:

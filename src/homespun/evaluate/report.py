@@ -14,6 +14,7 @@ from pathlib import Path
 
 from homespun.errors import DataError
 from homespun.evaluate.curves import compared_curves, curves
+from homespun.evaluate.experts import experts
 from homespun.evaluate.markup import Html, element, join
 from homespun.evaluate.sections import BITS, about, advice, figures, samples, section, swatch, table, values
 from homespun.evaluate.story import Story, number
@@ -50,6 +51,7 @@ def _one(story: Story) -> Html:
         figures(story),
         advice(story),
         section("Curves", *curves(story), class_="curves"),
+        experts(story),
         values(story),
         samples(story),
         about(story),

@@ -32,6 +32,7 @@ from homespun.train.precision import ceiling, choose
 from homespun.train.progress import History, Progress, Summary, finite
 from homespun.train.recipe import Recipe
 from homespun.train.update import Stepped, Updater
+from homespun.train.usage import add, expert_use
 from homespun.train.validate import Validation
 
 UNSAVED = 600.0  # seconds after which a checkpoint is due in any case
@@ -171,6 +172,9 @@ class Trainer:
             "tokens_per_second": finite(self.pace.speed(p.tokens)),
             "skipped_steps": self.updater.finite.total,
         }
+        if self._recent:
+            row |= {name: float(sum(done.extra[name] for done in self._recent)) / max(count, 1) for name in last.extra}
+            row |= expert_use(add([done.counts for done in self._recent]))
         self._recent.clear()
         p.logged = p.step
         if self.world.leader:

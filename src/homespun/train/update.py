@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from homespun.data.batches import Batch
 from homespun.model.decoder import Decoder
+from homespun.objectives.next_token import Losses
 from homespun.optim import clip_gradients, set_learning_rate
 from homespun.train.compiling import Compiling
 from homespun.train.guard import FiniteGuard
 from homespun.train.parallel import World
 from homespun.train.precision import Precision
 from homespun.train.recipe import Recipe
+from homespun.train.usage import Counts, add
 
 
 @dataclass(frozen=True)
 class Stepped:
-    """What a step did: the sum of the losses (nats) over `count` targets of all processes, and what went with it."""
+    """What a step did: the sum of the losses (nats) over `count` targets of all processes, and what went with it.
+
+    extra: other losses by name, as sums over as many targets. counts: the tokens of each expert, by layer.
+    """
 
     loss: Tensor
     count: int
     gradient_norm: Tensor
     learning_rate: float
     updated: bool
+    extra: dict[str, Tensor]
+    counts: Counts
 
 
 class Updater:
@@ -48,7 +55,7 @@ class Updater:
         """
         settings = self.recipe.optimizer
         torch.manual_seed((self.recipe.train.seed << 32) + (step << 8) + self.world.rank)
-        loss, count = self._gradients(batch.to(self.world.device))
+        loss, count, extra, counts = self._gradients(batch.to(self.world.device))
         norm = clip_gradients(self.model.parameters(), settings.clip)
         factor = settings.schedule.factor(step, total)
         set_learning_rate(self.optimizer, factor)
@@ -56,36 +63,45 @@ class Updater:
         if updated:
             self.optimizer.step()
             self.precision.stepped()
+            self.model.rebalance(counts)
         self.optimizer.zero_grad(set_to_none=True)
-        return Stepped(loss, count, norm, factor * settings.learning_rate, updated)
+        return Stepped(loss, count, norm, factor * settings.learning_rate, updated, extra, counts)
 
     def _good(self, loss: Tensor, norm: Tensor) -> bool:
         if not bool(torch.isfinite(norm) & torch.isfinite(loss)) and self.precision.overflowed():
             return False  # fp16: the loss scale was too large, the next step tries a smaller one; nothing is wrong
         return self.finite.check(loss, norm)
 
-    def _gradients(self, batch: Batch) -> tuple[Tensor, int]:
-        """Gradients of (sum of losses) / (global count of targets); returns sum and count, over all processes."""
+    def _gradients(self, batch: Batch) -> tuple[Tensor, int, dict[str, Tensor], Counts]:
+        """Gradients of (sum of losses) / (global count of targets). Over all processes: the sum of the losses and their
+        count, the sums of other losses by name, the tokens of each expert by layer."""
         count = int(self.world.sum((batch.targets >= 0).sum()))
-        total = torch.zeros((), device=self.world.device)
+        parts = []
         for part in batch.split(self.micro_rows):
-            loss, objective = self._forward(part)
-            (objective * (self.precision.scale / max(count, 1))).backward()
-            total += loss.detach()
+            losses = self._forward(part)
+            (losses.total * (self.precision.scale / max(count, 1))).backward()
+            parts.append(replace(losses, loss=losses.loss.detach(), total=losses.loss.detach()))  # frees the graph
         self.world.sum_gradients(self.model.parameters())
         if self.precision.scale != 1.0:
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad /= self.precision.scale
-        return self.world.sum(total), count
+        names = list(parts[0].extra)
+        sums = torch.stack([torch.stack([each.loss, *(each.extra[name][0] for name in names)]) for each in parts]).sum(
+            0
+        )
+        loss, *others = self.world.sum(sums).unbind()
+        counts = tuple(
+            None if layer is None else self.world.sum(layer) for layer in add([each.counts for each in parts])
+        )
+        return loss, count, dict(zip(names, others, strict=True)), counts
 
-    def _forward(self, part: Batch) -> tuple[Tensor, Tensor]:
-        """The language-model loss and the whole objective, as sums."""
+    def _forward(self, part: Batch) -> Losses:
+        """The losses of a micro-batch, as sums."""
         try:
             with self.compiling.swapped(), self.precision.autocast(self.world.device):
-                losses = self.objective(self.model, part)
+                return self.objective(self.model, part)
         except Exception as error:
             if not self.compiling.failed(error):
                 raise
             return self._forward(part)
-        return losses.loss, losses.total

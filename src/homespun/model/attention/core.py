@@ -68,6 +68,14 @@ def attend_shared(q: Tensor, latents: Tensor, padding: Tensor | None = None, sca
     return y[:, 0].unflatten(1, (queries, heads)).transpose(1, 2)
 
 
+def attend_where(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v over the keys that are `seen` (B or 1, 1, T or 1, S); none means all of them.
+
+    q (B, H, T, D), k and v (B, Hk, S, D); returns (B, H, T, D). Every query has to see something.
+    """
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=q.size(1) != k.size(1))
+
+
 def visible(queries: int, keys: int, window: int | None, padding: Tensor | None, device: torch.device) -> Tensor:
     """True where a query may look: (T, S), or (B, 1, T, S) with padding. Every query sees itself: no row is empty."""
     i = torch.arange(keys - queries, keys, device=device)[:, None]
@@ -81,10 +89,10 @@ def visible(queries: int, keys: int, window: int | None, padding: Tensor | None,
 
 
 def split_heads(x: Tensor, head_size: int) -> Tensor:
-    """(B, T, H * D) -> (B, H, T, D)"""
-    return x.unflatten(-1, (-1, head_size)).transpose(1, 2)
+    """(..., T, H * D) -> (..., H, T, D)"""
+    return x.unflatten(-1, (-1, head_size)).transpose(-3, -2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(B, H, T, D) -> (B, T, H * D)"""
-    return x.transpose(1, 2).flatten(2)
+    """(..., H, T, D) -> (..., T, H * D)"""
+    return x.transpose(-3, -2).flatten(-2)

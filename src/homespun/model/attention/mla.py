@@ -58,18 +58,18 @@ class MultiHeadLatentAttention(Config):
         return LatentKeyValueAttention(self, model)
 
     def cost(self, model: ModelConfig, layer: int, length: int, causal: bool) -> PartCost:
-        """What one layer costs, at a sequence of `length` tokens. FLOPs are those of training, with values padded."""
+        """What one layer costs, at a sequence of `length` tokens. FLOPs are those of training."""
         d, h, r, rope = model.width, self.heads, self.kv_lora_rank, self.qk_rope_head_dim
         inner, out = h * self.key_size, h * self.v_head_dim
         query = linear(d, inner)
         if self.q_lora_rank is not None:
             query = linear(d, self.q_lora_rank) + linear(self.q_lora_rank, inner) + _norm(self.q_lora_rank)
         latent = linear(d, r + rope) + _norm(r) + linear(r, h * (self.qk_nope_head_dim + self.v_head_dim))
-        widest = max(self.key_size, self.v_head_dim)
-        seen = PartCost(flops=4 * h * widest * mean_keys(length, None, causal))
+        padded = 2 * max(self.key_size, self.v_head_dim) if length >= LONG else self.key_size + self.v_head_dim
+        seen = PartCost(flops=2 * h * padded * mean_keys(length, None, causal))
         # kept for the backward: the latent's rotary part, q and k as projected and as used, v as projected and as
         # padded, and the output, padded and flat
-        kept = PartCost(activations=rope + 3 * inner + h * (2 * widest + self.v_head_dim) + 2 * out)
+        kept = PartCost(activations=rope + 3 * inner + h * (padded + self.v_head_dim) + 2 * out)
         return query + latent + seen + kept + linear(out, d) + PartCost(cache=r + rope)
 
 
