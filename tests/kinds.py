@@ -23,7 +23,7 @@ ATTENTIONS = {
     "window-chunks": GroupedAttention(heads=4, window=4, full_layers=(1,), query_chunk=3, head_size=8),
     "mla": MultiHeadLatentAttention(**MLA),
     "mla-q": MultiHeadLatentAttention(**(MLA | {"q_lora_rank": 10, "v_head_dim": 10})),
-    "latent": CausalLatentAttention(heads=4, kv_heads=2, block=4, latents=2, memory=2),
+    "latent": CausalLatentAttention(heads=4, kv_heads=2, block=5, latents=2, memory=2),
 }
 FEED_FORWARDS = {
     "swiglu": SwiGLU(hidden=24),

@@ -1,4 +1,4 @@
-"""The product of all kinds: what every attention, feed-forward, norm and position must hold together with all others."""
+"""The product of all kinds: what every attention, feed-forward, norm and position must hold with all others."""
 
 import pytest
 import torch

@@ -5,7 +5,8 @@ import torch
 
 from homespun.errors import ConfigError
 from homespun.model.decoder import Decoder, ModelConfig
-from homespun.model.positions import LearnedPositions, Rotation
+from homespun.model.positions import LearnedPositions, RotaryPositions, Rotation
+from homespun.model.scaling import LinearScaling, Llama3Scaling, YarnScaling
 
 
 def test_rotary_is_half_split_with_exact_angles():
@@ -52,3 +53,60 @@ def test_learned_places_end_with_a_clear_error():
     assert model(torch.zeros(1, 8, dtype=torch.long)).shape == (1, 8, 10)
     with pytest.raises(ConfigError, match="end at 8"):
         model(torch.zeros(1, 9, dtype=torch.long))
+
+
+SCALINGS = {
+    "linear": ({"rope_type": "linear", "factor": 3.0}, LinearScaling(factor=3)),
+    "llama3": (
+        {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+        Llama3Scaling(factor=8, original_context=64),
+    ),
+    "yarn": (
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+        YarnScaling(factor=4, original_context=128),
+    ),
+    "yarn, untruncated": (
+        {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 128, "truncate": False,
+         "beta_fast": 8, "beta_slow": 2, "attention_factor": 1.3},
+        YarnScaling(
+            factor=16, original_context=128, truncate=False, beta_fast=8, beta_slow=2, attention_factor=1.3
+        ),
+    ),
+    "yarn of DeepSeek": (
+        {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 64, "mscale": 0.7,
+         "mscale_all_dim": 1.1},
+        YarnScaling(factor=40, original_context=64, mscale=0.7, mscale_all_dim=1.1),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+@pytest.mark.parametrize(("size", "base"), [(16, 10000.0), (64, 500000.0)])
+def test_scaled_tables_are_those_of_transformers_bit_for_bit(name, size, base):
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    theirs, ours = SCALINGS[name]
+    settings = transformers.LlamaConfig(
+        hidden_size=size, num_attention_heads=1, max_position_embeddings=4096,
+        rope_parameters=theirs | {"rope_theta": base},
+    )  # fmt: skip
+    cos, sin = LlamaRotaryEmbedding(settings)(torch.zeros(1, 1), torch.arange(300)[None])
+    rotation = RotaryPositions(base=base, scaling=ours).in_heads(size)
+    for table, expected in zip(rotation.tables(300, torch.device("cpu")), (cos, sin), strict=True):
+        assert torch.equal(table[:300], expected[0, :, : size // 2])
+
+
+def test_a_part_of_the_head_turns_and_the_rest_stays():
+    rotation, whole = RotaryPositions(fraction=0.5).in_heads(16), RotaryPositions().in_heads(8)
+    q, k = torch.randn(2, 3, 5, 16), torch.randn(2, 1, 5, 16)
+    turned, _ = rotation(q, k, 7)
+    assert torch.equal(turned[..., 8:], q[..., 8:])
+    assert torch.equal(turned[..., :8], whole(q[..., :8], k[..., :8], 7)[0])
+    at = rotation.at(q, torch.arange(7, 12))
+    assert torch.equal(at, turned)
+    with pytest.raises(ConfigError, match="turn pairs"):
+        RotaryPositions(fraction=0.2).in_heads(16)

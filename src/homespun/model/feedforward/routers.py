@@ -108,10 +108,9 @@ class TopKRouter(nn.Module):
     def forward(self, x: Tensor) -> Routing:
         c = self.config
         with torch.autocast(x.device.type, enabled=False):
-            weight: Tensor = self.weight
-            if c.precision == "fp32":
-                x, weight = x.float(), weight.float()
-            logits = F.linear(x, weight.to(x.dtype)).float()
+            exact = torch.promote_types(x.dtype, torch.float32)
+            x = x.to(exact) if c.precision == "fp32" else x
+            logits = F.linear(x, self.weight.to(x.dtype)).to(exact)
             scores = self.scores(logits)
             with torch.no_grad():
                 chosen = self._candidates(scores).topk(c.top_k, dim=-1, sorted=False).indices
