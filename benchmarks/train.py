@@ -22,6 +22,7 @@ import homespun as hs
 from homespun.config import override
 from homespun.data.batches import Batch
 from homespun.train.compiling import Compiling
+from homespun.train.machine import keep_memory
 from homespun.train.parallel import World
 from homespun.train.precision import choose
 from homespun.train.update import Updater
@@ -70,6 +71,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=10, help="steps of each in a round")
     options.add_argument("settings", nargs="*", help="dotted.key=value for our recipe")
     given = options.parse_args()
+    keep_memory()  # for both
     recipe = override(hs.recipe(given.recipe, *given.settings), [f"model.vocab={given.vocab}"])
     rows = max(1, recipe.train.batch_tokens // recipe.model.context)
     tokens = torch.randint(given.vocab, (rows, recipe.model.context + 1))

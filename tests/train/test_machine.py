@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,27 @@ def test_a_system_that_tells_nothing_still_gets_an_answer(monkeypatch: pytest.Mo
     monkeypatch.setattr(machine, "_read", lambda path: "")
     assert machine.available_memory() > 2**20
     assert machine.environment()["cpu"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the GNU library's allocator")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    """In a process of its own: the same 24 MB taken and freed again cost page faults before, and none after."""
+    code = """
+import resource, torch
+from homespun.train.machine import keep_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.zeros(6 * 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.set_num_threads(1)
+first = faults()
+assert keep_memory()
+faults()
+print(first, faults())
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    before, after = map(int, out.split())
+    assert after < before / 10

@@ -5,12 +5,13 @@ B batch, T tokens, N = B * T, d width, f hidden of one expert, E experts, K of t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from homespun.config import Config, Count
 from homespun.errors import ConfigError
@@ -18,6 +19,7 @@ from homespun.model.auxiliary import Auxiliary
 from homespun.model.cost import PartCost, linear
 from homespun.model.feedforward.dense import SwiGLU, SwiGLUFeedForward
 from homespun.model.feedforward.routers import Router, Routing, SoftmaxRouter
+from homespun.model.matrices import Rows
 
 if TYPE_CHECKING:
     from homespun.model.decoder import ModelConfig
@@ -141,41 +143,111 @@ class ExpertWeights(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * hidden, width))
         self.down_proj = nn.Parameter(torch.empty(experts, width, hidden))
 
+    def fused_rows(self) -> dict[str, Rows]:
+        """Of each expert: the gate's rows, and up's."""
+        hidden = self.down_proj.size(-1)
+        return {"gate_up_proj": Rows((hidden, hidden))}
+
+    @torch.compiler.disable
     def forward(self, x: Tensor, routing: Routing, counts: Tensor, limit: int | None = None) -> Tensor:
         """Tokens (N, d) through their experts, summed by weight: (N, d). `counts` (E,) of the chosen experts.
 
-        Rows are sorted by expert, so that each expert is one matrix product. `limit`: rows beyond it are dropped.
+        `limit`: rows beyond it are dropped, the last ones of each expert.
         """
-        # Places of (token, choice), expert by expert. Which row comes first within an expert matters to the last bit of
-        # a product alone: without a limit this is the order, and so are the bits, of Hugging Face.
+        # Which row comes first within an expert matters to the last bit of a product alone: without a limit this is the
+        # order, and so are the bits, of Hugging Face.
         order = routing.chosen.flatten().sort(stable=limit is not None).indices
         if limit is not None:
             order, counts = _within(order, counts, limit)
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        rows = x.to(dtype)[order // routing.chosen.size(1)]
-        gate, up = grouped_linear(rows, self.gate_up_proj.to(dtype), counts).chunk(2, dim=-1)
-        y = grouped_linear(F.silu(gate) * up, self.down_proj.to(dtype), counts)
-        y = y * routing.weights.flatten()[order, None]
-        spread = y.new_zeros if limit is not None else y.new_empty
-        y = spread(routing.chosen.numel(), y.size(1)).index_copy(0, order, y)
-        return y.view(*routing.chosen.shape, -1).sum(1).to(dtype)
+        weights = self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
+        return _SparseSwiGLU.apply(x.to(dtype), *weights, routing.weights, order, counts)
+
+
+class _SparseSwiGLU(torch.autograd.Function):
+    """sum over a token's experts e of weight * down_e(silu(gate_e x) * up_e x), with rows sorted by expert so that each
+    expert is one matrix product. What is cheap is computed again in the backward instead of being kept.
+
+    x (N, d), weights (N, K), order (R,): the places of (token, choice), expert by expert, of which counts (E,) belong
+    to each.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, gate_up_proj: Tensor, down_proj: Tensor, weights: Tensor, order: Tensor, counts: Tensor
+    ) -> Tensor:
+        token, weight = order // weights.size(1), weights.flatten()[order, None]
+        gate_up = grouped_linear(x.index_select(0, token), gate_up_proj, counts)  # (R, 2f)
+        gate, up = gate_up.chunk(2, dim=-1)
+        y = grouped_linear(F.silu(gate).mul_(up), down_proj, counts) * weight  # (R, d)
+        row = order.new_full((weights.numel(),), -1)  # of each choice; -1 where it was dropped
+        row = row.index_copy_(0, order, torch.arange(len(order), device=order.device)).view_as(weights)
+        ctx.save_for_backward(x, gate_up_proj, down_proj, weight, counts, token, row, gate_up)
+        return _sum_rows(y, row).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, gate_up_proj, down_proj, weight, counts, token, row, gate_up = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        d_y = d_out.index_select(0, token)  # (R, d), still without the weights
+        d_inner = grouped_linear(d_y, down_proj.mT, counts)  # (R, f)
+        silu = F.silu(gate)
+        inner = silu * up
+        d_weight = (d_inner * inner).sum(-1, dtype=weight.dtype)
+        weight = weight.to(d_y.dtype)
+        d_down = grouped_outer(d_y.mul_(weight), inner, counts)  # (E, d, f)
+        d_inner.mul_(weight)
+        d_gate_up = torch.empty_like(gate_up)
+        d_gate, d_up = d_gate_up.chunk(2, dim=-1)
+        torch.mul(d_inner, silu, out=d_up)
+        torch.ops.aten.silu_backward.grad_input(d_inner.mul_(up), gate, grad_input=d_gate)
+        d_gate_up_proj = grouped_outer(d_gate_up, x.index_select(0, token), counts)  # (E, 2f, d)
+        d_x = _sum_rows(grouped_linear(d_gate_up, gate_up_proj.mT, counts), row)
+        d_weights = F.pad(d_weight, (0, 1))[row]  # a choice that was dropped takes the last, which is 0
+        return d_x, d_gate_up_proj, d_down, d_weights, None, None
+
+
+def _sum_rows(rows: Tensor, row: Tensor) -> Tensor:
+    """The rows of each token summed: rows (R, d), row (N, K) -> (N, d); -1 is no row."""
+    if rows.dtype == torch.float64 or len(rows) < row.numel():  # the kernel knows neither fp64 nor a missing row
+        return F.pad(rows, (0, 0, 0, 1))[row].sum(1)
+    return F.embedding_bag(row, rows, mode="sum")
 
 
 def grouped_linear(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
-    """Rows (R, in) of which the first counts[0] meet weights[0], the next counts[1] weights[1] and so on: (R, out).
+    """Rows (R, in), of which the first counts[0] meet weights[0], the next counts[1] weights[1] and so on: (R, out).
 
     weights (E, out, in). One grouped product; where that cannot serve, a product for each expert, which gives the same.
     """
-    whole = 16 // rows.element_size()  # the kernel wants rows of whole 16 bytes
-    if rows.dtype == torch.float64 or rows.size(1) % whole or weights.size(1) % whole:
-        return looped_linear(rows, weights, counts)
-    return F.grouped_mm(rows, weights.mT, offs=counts.cumsum(0).to(torch.int32))
+    if _groupable(rows, weights):
+        return F.grouped_mm(rows, weights.mT, offs=_ends(counts))
+    return looped_linear(rows, weights, counts)
+
+
+def grouped_outer(left: Tensor, right: Tensor, counts: Tensor) -> Tensor:
+    """left^T right of each expert's rows, (R, m), (R, n) -> (E, m, n): `grouped_linear`'s gradient to its weights."""
+    if _groupable(left, right):
+        return F.grouped_mm(left.mT, right, offs=_ends(counts))
+    parts = zip(left.split(counts.tolist()), right.split(counts.tolist()), strict=True)
+    return torch.stack([a.mT @ b for a, b in parts])
 
 
 def looped_linear(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
     """The same as `grouped_linear`, expert by expert: plain, and the oracle of its tests."""
     parts = rows.split(counts.tolist())
     return torch.cat([F.linear(part, weight) for part, weight in zip(parts, weights, strict=True)])
+
+
+def _groupable(*matrices: Tensor) -> bool:
+    """Whether the kernel of the grouped product takes these: no fp64, and rows of whole 16 bytes, also transposed."""
+    whole = 16 // matrices[0].element_size()
+    sizes = [size for matrix in matrices for size in (matrix.shape[-2:] if matrix.dim() == 3 else matrix.shape[-1:])]
+    return matrices[0].dtype != torch.float64 and not any(size % whole for size in sizes)
+
+
+def _ends(counts: Tensor) -> Tensor:
+    return counts.cumsum(0).to(torch.int32)
 
 
 def _within(order: Tensor, counts: Tensor, limit: int) -> tuple[Tensor, Tensor]:
