@@ -32,13 +32,15 @@ UNKNOWN_VOCABULARY = 1024  # assumed where only the text will tell
 class Plan:
     """The cost of a recipe.
 
-    Memory and cache in bytes, FLOPs for one token; `seconds_per_step` is none if not measured.
+    Memory and cache in bytes, FLOPs for one token. `active_parameters`: those that take part in a token.
+    `cache_state_bytes`: what a sequence keeps whatever its length. `seconds_per_step` is none if not measured.
     """
 
     recipe: str
     vocabulary: int
     vocabulary_assumed: bool
     parameters: int
+    active_parameters: int
     embedding_parameters: int
     forward_flops: float
     training_flops: float
@@ -49,6 +51,7 @@ class Plan:
     rows_at_a_time: int
     tokens_per_step: int
     cache_bytes_per_token: int
+    cache_state_bytes: int
     steps: int | None
     epochs: float | None
     minutes: float | None
@@ -58,6 +61,16 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data."""
         return asdict(self)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether some parameters rest while a token is computed."""
+        return self.active_parameters < self.parameters
+
+    def _cache(self) -> str:
+        each = f"{human_bytes(self.cache_bytes_per_token)} per token" if self.cache_bytes_per_token else ""
+        fixed = f"{human_bytes(self.cache_state_bytes)} per sequence, of any length" if self.cache_state_bytes else ""
+        return " and ".join(filter(None, (each, fixed)))
 
     @property
     def seconds(self) -> float | None:
@@ -71,6 +84,7 @@ class Plan:
         assumed = " (assumed: the text decides)" if self.vocabulary_assumed else ""
         rows = [
             ("parameters", f"{self.parameters:,}, of which {self.embedding_parameters:,} in tables at the input"),
+            *([("active parameters", f"{self.active_parameters:,} for each token")] if self.sparse else []),
             ("vocabulary", f"{self.vocabulary:,}{assumed}"),
             (
                 "FLOPs per token",
@@ -82,7 +96,7 @@ class Plan:
                 f"about {human_bytes(self.training_bytes)} of {human_bytes(self.free_bytes)} that are free",
             ),
             ("will it fit?", f"yes, {self.rows_at_a_time} rows at a time" if self.fits else "no"),
-            ("cache per token", f"{human_bytes(self.cache_bytes_per_token)} in generation"),
+            ("cache", self._cache()),
             ("tokens per step", f"{self.tokens_per_step:,}"),
         ]
         if self.steps:
@@ -122,6 +136,7 @@ def plan(recipe: Recipe, measure: bool = True) -> Plan:
         vocabulary=sized.model.vocab or 0,
         vocabulary_assumed=vocab is None,
         parameters=costs.parameters,
+        active_parameters=costs.active,
         embedding_parameters=costs.embedding,
         forward_flops=costs.forward_flops,
         training_flops=costs.training_flops,
@@ -132,6 +147,7 @@ def plan(recipe: Recipe, measure: bool = True) -> Plan:
         rows_at_a_time=micro,
         tokens_per_step=rows * context,
         cache_bytes_per_token=costs.cache_per_token,
+        cache_state_bytes=costs.cache_state,
         steps=budget.fixed,
         epochs=train.epochs,
         minutes=train.minutes,
