@@ -26,7 +26,7 @@ FLOORS = [
     {"objectives", "data"},
     {"optim"},
     {"train"},
-    {"generate", "evaluate"},
+    {"generate", "evaluate", "exchange"},
     {"families"},
     {"run"},
     {"cli"},

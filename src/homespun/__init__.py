@@ -22,6 +22,8 @@ _PUBLIC = {
     "recipe": "homespun.run",
     "recipes": "homespun.run",
     "load": "homespun.run",
+    "export": "homespun.run",
+    "import_model": "homespun.run",
     "plan": "homespun.run",
     "prepare": "homespun.run",
     "Run": "homespun.run",
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from homespun.generate.sampling import Sampling as Sampling
     from homespun.model.decoder import Decoder as Decoder
     from homespun.run import Run as Run
+    from homespun.run import export as export
+    from homespun.run import import_model as import_model
     from homespun.run import load as load
     from homespun.run import plan as plan
     from homespun.run import prepare as prepare

@@ -15,6 +15,8 @@ from homespun.data.tokenizer import Tokenizer
 from homespun.data.vocabulary import parse_tokenizer
 from homespun.errors import CheckpointError, ConfigError
 from homespun.evaluate.report import write_report
+from homespun.exchange import huggingface
+from homespun.exchange.memory import imported
 from homespun.families import RECIPES
 from homespun.generate.engine import Completion, Generator
 from homespun.generate.sampling import Sampling
@@ -26,7 +28,7 @@ from homespun.train.estimate import Plan
 from homespun.train.estimate import plan as estimate
 from homespun.train.folder import environment_of, note_environment, open_folder, read_settings
 from homespun.train.log import Console, PlainConsole, read_metrics
-from homespun.train.machine import available_memory
+from homespun.train.machine import available_memory, keep_memory
 from homespun.train.memory import rows_that_fit
 from homespun.train.recipe import BUDGETS, Recipe
 from homespun.train.trainer import Summary, Trainer
@@ -81,6 +83,7 @@ def train(
         raise CheckpointError(
             f"There is no run in {folder} to resume", "Leave out --resume, or name its folder with --out."
         )
+    keep_memory()
     world = parallel.join()
     console = console or PlainConsole()
     corpus = _prepare_once(data, chosen, console, world)
@@ -130,6 +133,38 @@ def load(path: str | Path, checkpoint: str = "last") -> Run:
     return Run(folder, chosen, model, tokenizer, int(state["progress"]["step"]), notes=notes)
 
 
+def export(
+    run: Run | str | Path,
+    out: str | Path,
+    to: str = "hf",
+    *,
+    checkpoint: str = "last",
+    dtype: str | None = None,
+    max_shard: int | str = huggingface.SHARD,
+) -> str:
+    """Writes a run, or the one in a folder, into the new folder `out` for other programs; returns the class it became.
+
+    `to`: `hf`, for transformers. `dtype`: fp32, bf16 or fp16 (see docs/exchange.md). `max_shard`: bytes of one weight
+    file, also written `5G`.
+    """
+    if to != "hf":
+        raise ConfigError(f"There is no format {to!r} to export to", "Known: hf.")
+    shard = config.human_number(max_shard)
+    if not isinstance(shard, int) or shard < 1:
+        raise ConfigError(f"max_shard = {max_shard!r} is no number of bytes", "Write it as 5G.")
+    trained = run if isinstance(run, Run) else load(run, checkpoint)
+    return huggingface.export(trained, Path(out), dtype, shard).architecture
+
+
+def import_model(source: str | Path, out: str | Path, *overrides: str) -> Run:
+    """Makes a run in the new folder `out` of a model that transformers saved in `source`, to write with or train on.
+
+    `overrides`: `dotted.key=value` settings of its recipe, for training on.
+    """
+    huggingface.import_folder(Path(source), Path(out), overrides)
+    return load(out)
+
+
 class Run:
     """A trained model with its tokenizer, its recipe and its story.
 
@@ -149,7 +184,8 @@ class Run:
     ):
         self.folder, self.recipe, self.model, self.tokenizer = folder, recipe, model, tokenizer
         self.step, self.result, self.notes = step, result, list(notes)
-        self.generator = Generator(model, tokenizer)
+        memory = imported(folder)
+        self.generator = Generator(model, tokenizer, memory.begin if memory is not None else ())
 
     def generate(self, prompt: str | Sequence[str] = "", sampling: Sampling | None = None, **settings: Any) -> Any:
         """The continuation of `prompt`; for a list of prompts, a list.

@@ -5,12 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from homespun.model.matrices import Rows
+
 
 class Named(nn.Module):
-    """Parameters by dotted names, random values; `tied` is the head's weight as well as the embedding's."""
+    """Parameters by dotted names, random values; `tied` is the head's weight as well as the embedding's. `fused`: what
+    it says of parameters that hold several matrices."""
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], tied: bool = False):
+    def __init__(self, shapes: dict[str, tuple[int, ...]], tied: bool = False, fused: dict[str, Rows] | None = None):
         super().__init__()
+        self.fused = fused or {}
         for name, shape in shapes.items():
             *path, last = name.split(".")
             place: nn.Module = self
@@ -22,6 +26,9 @@ class Named(nn.Module):
         if tied:
             self.lm_head = nn.Module()
             self.lm_head.weight = self.get_parameter("model.embed_tokens.weight")
+
+    def fused_rows(self) -> dict[str, Rows]:
+        return self.fused
 
 
 LAYER = "model.layers.{}."

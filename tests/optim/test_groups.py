@@ -10,15 +10,17 @@ from homespun.errors import ConfigError
 from homespun.model.attention import GroupedAttention
 from homespun.model.decoder import Decoder, ModelConfig
 from homespun.model.feedforward import GELU, ReLU2, SwiGLU
+from homespun.model.matrices import Rows, fused_rows
 from homespun.model.norms import LayerNorm, RMSNorm
 from homespun.model.positions import LearnedPositions, RotaryPositions
-from homespun.optim import AdamW, Muon
+from homespun.optim import AdamW, Muon, set_learning_rate
 from homespun.optim.groups import RULES, Rule, assign
+from tests.kinds import small
 from tests.optim.models import DENSE, EXPERTS, Named
 
 
 def roles(model: nn.Module) -> dict[str, str]:
-    return {one.name: one.rule.role for one in assign(model)}
+    return {one.name: one.role for one in assign(model)}
 
 
 @pytest.mark.parametrize("feed_forward", [SwiGLU(bias=True), GELU(bias=True), ReLU2()], ids=["swiglu", "gelu", "relu2"])
@@ -39,10 +41,48 @@ def test_every_parameter_of_every_decoder_has_exactly_one_rule(feed_forward, nor
         assert role in ("norm", "bias") or model.get_parameter(name).dim() >= 2, name
 
 
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+@pytest.mark.parametrize("attention", ["mla", "mla-q", "latent", "gqa"])
+@pytest.mark.parametrize("feed_forward", ["experts-shared", "experts"])
+def test_every_parameter_of_every_kind_is_in_one_group(attention: str, feed_forward: str, kind: type) -> None:
+    model = Decoder(small(attention, feed_forward, "layer", "learned", tie_embeddings=False))
+    methods = {p: group["method"] for group in kind().build(model).param_groups for p in group["params"]}
+    parameters = [p for group in kind().build(model).param_groups for p in group["params"]]
+    assert sorted(map(id, parameters)) == sorted(map(id, model.parameters()))
+    for name, parameter in model.named_parameters():
+        hidden = "_proj" in name and not name.endswith(".bias")
+        assert methods[parameter] == ("muon" if hidden and kind is Muon else "adamw"), name
+
+
+def test_the_parts_say_which_rows_are_a_matrix() -> None:
+    found = fused_rows(Decoder(small("mla", "experts-shared", "rms", "rotary")))
+    assert found == {
+        **{f"model.layers.{i}.self_attn.kv_a_proj_with_mqa.weight": Rows((12, 4)) for i in range(2)},
+        **{f"model.layers.{i}.self_attn.kv_b_proj.weight": Rows((6, 6), times=4) for i in range(2)},
+        "model.layers.1.mlp.experts.gate_up_proj": Rows((8, 8)),
+    }
+    keys, values = Rows((1, 2), times=2).split(torch.arange(6.0)[:, None])
+    assert keys.flatten().tolist() == [0, 3] and values.flatten().tolist() == [1, 2, 4, 5]
+
+
+@pytest.mark.parametrize(("kind", "rate"), [(AdamW, 3e-4), (Muon, 0.02)])
+def test_routed_experts_have_a_rate_of_their_own(kind: type, rate: float) -> None:
+    model = Named(DENSE | EXPERTS | {"model.layers.0.mlp.shared_experts.up_proj.weight": (24, 8)})
+    optimizer = kind(learning_rate=rate, expert_multiplier=0.5).build(model)
+    set_learning_rate(optimizer, 0.1)
+    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if name.endswith("_proj.weight") or "experts" in name:
+            routed = "mlp.experts" in name
+            assert rates[parameter] == pytest.approx(rate * 0.1 * (0.5 if routed else 1)), name
+        elif kind is AdamW:
+            assert rates[parameter] == pytest.approx(rate * 0.1), name
+
+
 def test_experts_go_by_their_matrices_and_the_router_apart() -> None:
     found = roles(Named(EXPERTS))
     assert found["model.layers.0.mlp.gate.weight"] == "router"
-    assert found["model.layers.0.mlp.experts.gate_up_proj"] == found["model.layers.0.mlp.experts.down_proj"] == "matrix"
+    assert found["model.layers.0.mlp.experts.gate_up_proj"] == found["model.layers.0.mlp.experts.down_proj"] == "expert"
     assert found["lm_head.weight"] == "head"
 
 

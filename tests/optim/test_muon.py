@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from homespun.model.matrices import Rows
 from homespun.optim import Muon, set_learning_rate
 from homespun.optim.muon import Adjust, newton_schulz_dtype, orthogonalize
 from tests.optim.models import DENSE, EXPERTS, Named, gradients, weights
@@ -39,7 +40,7 @@ def test_matrices_take_the_same_bits_as_torch_s_muon(adjust: Adjust, copies: int
 
 @pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
 def test_stacked_experts_take_the_same_bits_slice_by_slice(adjust: Adjust) -> None:
-    model = Named({GATE_UP: (4, 96, 32), DOWN: (4, 32, 48)})
+    model = Named({GATE_UP: (4, 96, 32), DOWN: (4, 32, 48)}, fused={GATE_UP: Rows((48, 48))})
     gate_up, down = model.get_parameter(GATE_UP), model.get_parameter(DOWN)
 
     def slices(gate_up: Tensor, down: Tensor) -> list[Tensor]:
@@ -55,6 +56,43 @@ def test_stacked_experts_take_the_same_bits_slice_by_slice(adjust: Adjust) -> No
         exact.step()
     for ours, theirs in zip(slices(gate_up.detach(), down.detach()), twins, strict=True):
         assert torch.equal(ours, theirs)
+
+
+KV_A, KV_B = (f"model.layers.0.self_attn.{name}.weight" for name in ("kv_a_proj_with_mqa", "kv_b_proj"))
+
+
+@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
+def test_parts_of_unequal_height_take_the_same_bits_part_by_part(adjust: Adjust) -> None:
+    """Latent and rotary key of MLA; keys and values that alternate head by head, of which each is one matrix."""
+    model = Named({KV_A: (40, 16), KV_B: (3 * (8 + 12), 32)}, fused={KV_A: Rows((32, 8)), KV_B: Rows((8, 12), times=3)})
+    kv_a, kv_b = model.get_parameter(KV_A), model.get_parameter(KV_B)
+
+    def parts(kv_a: Tensor, kv_b: Tensor) -> list[Tensor]:
+        heads = kv_b.view(3, 20, 32)
+        return [each.clone() for each in (kv_a[:32], kv_a[32:], heads[:, :8].flatten(0, 1), heads[:, 8:].flatten(0, 1))]
+
+    twins = [nn.Parameter(part) for part in parts(kv_a.detach(), kv_b.detach())]
+    mine, exact = Muon(adjust=adjust, newton_schulz_dtype="bf16").build(model), oracle(twins, adjust)
+    for _ in range(5):
+        kv_a.grad, kv_b.grad = torch.randn_like(kv_a), torch.randn_like(kv_b)
+        for theirs, gradient in zip(twins, parts(kv_a.grad, kv_b.grad), strict=True):
+            theirs.grad = gradient
+        mine.step()
+        exact.step()
+    for ours, theirs in zip(parts(kv_a.detach(), kv_b.detach()), twins, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_small_part_beside_a_large_one_moves_as_far() -> None:
+    """Together the rotary key's rows would hardly move: the reason why parts are taken apart."""
+    model = Named({KV_A: (24, 32)}, fused={KV_A: Rows((16, 8))})
+    (weight,) = model.parameters()
+    before = weight.detach().clone()
+    weight.grad = torch.randn_like(weight)
+    weight.grad[16:] *= 1e-4
+    Muon(weight_decay=0.0, newton_schulz_dtype="fp32").build(model).step()
+    moved = (weight.detach() - before).square().mean(-1).sqrt()
+    assert moved[16:].mean().item() == pytest.approx(moved[:16].mean().item(), rel=0.3)
 
 
 def test_plain_momentum_takes_the_same_bits_too() -> None:
@@ -73,14 +111,15 @@ def test_plain_momentum_takes_the_same_bits_too() -> None:
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_an_expert_without_gradient_only_decays(dtype: str) -> None:
-    model = Named({DOWN: (3, 8, 12)})
-    (parameter,) = model.parameters()
-    before = parameter.detach().clone()
-    parameter.grad = torch.randn_like(parameter)
-    parameter.grad[1] = 0
+    model = Named({GATE_UP: (3, 16, 8), DOWN: (3, 8, 12)}, fused={GATE_UP: Rows((8, 8))})
+    before = weights(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+        parameter.grad[1] = 0
     Muon(learning_rate=0.5, weight_decay=0.1, newton_schulz_dtype=dtype).build(model).step()
-    assert torch.equal(parameter[1], before[1] * (1 - 0.5 * 0.1))
-    assert not torch.equal(parameter[0], before[0] * (1 - 0.5 * 0.1))
+    for name, after in weights(model).items():
+        assert torch.equal(after[1], before[name][1] * (1 - 0.5 * 0.1))
+        assert not torch.equal(after[0], before[name][0] * (1 - 0.5 * 0.1))
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 1.0, 1e20])

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from homespun import __version__
-from homespun.cli import demo, generate, info, plan, prepare, report, train
+from homespun.cli import demo, export, generate, import_, info, plan, prepare, report, train
 from homespun.errors import HomespunError
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app = typer.Typer(
 
 _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Train": {"demo": demo.demo, "train": train.train, "plan": plan.plan, "prepare": prepare.prepare},
-    "Use": {"generate": generate.generate},
+    "Use": {"generate": generate.generate, "export": export.export, "import": import_.import_},
     "Look": {"info": info.info, "report": report.report},
 }
 for _panel, _verbs in _PANELS.items():

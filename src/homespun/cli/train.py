@@ -46,6 +46,8 @@ def train(
     from homespun import run
     from homespun.train.log import open_console
 
+    if recipe is None and out is not None and (out / "recipe.yaml").is_file():
+        recipe = str(out)  # a run goes on by its own recipe
     chosen = Choices(recipe, config, settings, steps, tokens, minutes, epochs, seed, tokenizer).build()
     done = run.train(data, chosen, out, resume=resume, console=open_console(quiet, stderr=json))
     if os.environ.get("RANK", "0") != "0":

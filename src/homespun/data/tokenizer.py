@@ -25,7 +25,8 @@ from homespun.errors import DataError
 END, USER, ASSISTANT, SYSTEM = SPECIAL_TOKENS = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>")
 """The special tokens at the end of every vocabulary trained here, in the order of their ids."""
 
-ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]", "[EOS]")  # how others spell a document's end
+# How others spell a document's end.
+ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]", "[EOS]", "<｜end▁of▁sentence｜>")
 SIZE_LIMIT = 256 * 2**20  # bytes of a tokenizer.json; the largest public ones have 35 million
 VOCABULARY_LIMIT = 2**22  # ids; the largest public vocabularies have 256 thousand
 

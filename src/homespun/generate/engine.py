@@ -48,18 +48,18 @@ class Generator:
       A prompt longer than C keeps its newest C // 2 to C tokens, as if it had been written (`window_start`).
     - A character that is unfinished when a text ends is left out.
 
-    The model may be in training mode; dropout is off while it writes. Raises `ConfigError` if the vocabulary is larger
-    than the model's.
+    `begin`: ids that stand before every prompt that is text, where a model was trained so elsewhere. The model may be
+    in training mode; dropout is off while it writes. Raises `ConfigError` if the vocabulary is larger than the model's.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer):
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, begin: Sequence[int] = ()):
         vocab = model.config.vocab or 0
         if tokenizer.vocab_size > vocab:
             raise ConfigError(
                 f"The tokenizer has {tokenizer.vocab_size:,} ids, but the model knows only {vocab:,}",
                 "Use the tokenizer that the model was trained with.",
             )
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.begin = model, tokenizer, list(begin)
         bias = torch.full((vocab,), -math.inf)
         bias[: tokenizer.vocab_size][torch.from_numpy(tokenizer.token_bytes() > 0)] = 0.0
         bias[tokenizer.end] = 0.0
@@ -98,7 +98,10 @@ class Generator:
         return self._write(rows, sampling, alternatives)
 
     def _row(self, index: int, prompt: Prompt, sampling: Sampling) -> _Row:
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        if isinstance(prompt, str):
+            ids = self.begin + self.tokenizer.encode(prompt)
+        else:
+            ids = [int(token) for token in prompt]
         ids = ids or [self.tokenizer.end]
         if not 0 <= min(ids) <= max(ids) < self.bias.numel():
             raise DataError("A prompt holds ids that the model does not know", f"They end at {len(self.bias) - 1:,}.")

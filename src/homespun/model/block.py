@@ -33,6 +33,14 @@ class Block(nn.Module):
         """Tells the experts how many tokens each of them took in an update, (E,)."""
         self.mlp.rebalance(counts)  # type: ignore[operator]
 
+    def largest_scores(self, x: Tensor) -> Tensor:
+        """The largest score that each head of attention gives when the layer reads x, (H,)."""
+        return self.self_attn.largest_scores(self.input_layernorm(x))  # type: ignore[operator]
+
+    def scale_scores(self, factors: Tensor) -> None:
+        """Multiplies the scores of each head of attention by its factor, (H,)."""
+        self.self_attn.scale_scores(factors)  # type: ignore[operator]
+
     def new_cache(self, batch: int, capacity: int, padding: Tensor | None) -> LayerCache:
         """An empty cache for this layer."""
         return self.self_attn.new_cache(batch, capacity, padding)

@@ -60,6 +60,10 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = config.norm.build(config.width)
 
+    def embed(self, tokens: Tensor, start: int = 0, padding: Tensor | None = None) -> Tensor:
+        """Token ids (B, T) -> what the first layer reads, (B, T, d)."""
+        return self.dropout(self.embed_positions(self.embed_tokens(tokens), start, padding))
+
     def blocks(self) -> Iterator[Block]:
         """The layers, from the bottom to the top."""
         return iter(self.layers)  # type: ignore[arg-type]
@@ -94,8 +98,7 @@ class Decoder(nn.Module):
         """
         caches: Sequence[LayerCache | None] = cache if cache is not None else [None] * len(self.model.layers)
         start, padding = (cache[0].length, cache[0].padding) if cache is not None else (0, None)
-        x = self.model.embed_positions(self.model.embed_tokens(tokens), start, padding)  # (B, T, d)
-        x = self.model.dropout(x)
+        x = self.model.embed(tokens, start, padding)
         reports = []
         for block, layer_cache in zip(self.model.blocks(), caches, strict=True):
             if self.checkpoint_activations and torch.is_grad_enabled() and layer_cache is None:
@@ -111,6 +114,17 @@ class Decoder(nn.Module):
         for block, taken in zip(self.model.blocks(), counts, strict=True):
             if taken is not None:
                 block.rebalance(taken)
+
+    @torch.no_grad()
+    def largest_scores(self, tokens: Tensor) -> Iterator[tuple[Block, Tensor]]:
+        """Reads tokens (B, T) layer by layer: each block, and the largest score of each head of its attention, (H,).
+
+        A block goes on only when the next one is asked for, so what the caller did to it counts for those above.
+        """
+        x = self.model.embed(tokens)
+        for block in self.model.blocks():
+            yield block, block.largest_scores(x)
+            x, _ = block(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., d) -> logits (..., V), the softcap applied."""

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from homespun.optim.adamw import AdamW
 from homespun.optim.muon import Muon
+from homespun.optim.qk_clip import clip_attention
 from homespun.optim.schedule import Constant, Cosine, Schedule, WarmupStableDecay
 from homespun.optim.state import clip_gradients, load_optimizer_tensors, optimizer_tensors, set_learning_rate
 
@@ -22,6 +23,7 @@ __all__ = [
     "Optimizer",
     "Schedule",
     "WarmupStableDecay",
+    "clip_attention",
     "clip_gradients",
     "load_optimizer_tensors",
     "optimizer_tensors",

@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from homespun.config import Config
+from homespun.config import Config, Count
+from homespun.model.decoder import ModelConfig
 from homespun.optim.groups import adam_groups, assign, fused
 from homespun.optim.schedule import Schedule, WarmupStableDecay
 
@@ -20,6 +21,8 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 class AdamW(Config):
     """AdamW. `clip`: the largest global norm of the gradient (none: no limit). `decay_embeddings`: as GPT-2 does.
+    `expert_multiplier`: of the learning rate, for the matrices of routed experts. `qk_clip`: see `qk_clip.py`; measured
+    and applied every `qk_clip_every` steps.
 
     Norms and biases never decay.
     """
@@ -31,9 +34,18 @@ class AdamW(Config):
     weight_decay: Decay = 0.1
     decay_embeddings: bool = True
     clip: Clip = 1.0
+    expert_multiplier: Rate = 1.0
+    qk_clip: Clip = None
+    qk_clip_every: Count = 1
     schedule: Schedule = WarmupStableDecay()
+
+    def check(self, model: ModelConfig) -> None:
+        """Raises `ConfigError` where the model's attention cannot be clipped."""
+        if self.qk_clip is not None:
+            model.attention.check_clip()
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of `model`'s parameters. Raises `ConfigError` for a parameter that the rules do not know."""
-        groups = adam_groups(assign(model), self.learning_rate, self.weight_decay, self.decay_embeddings)
+        rates = (self.learning_rate, self.weight_decay, self.decay_embeddings, self.expert_multiplier)
+        groups = adam_groups(assign(model), *rates)
         return torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=fused(model.parameters()))

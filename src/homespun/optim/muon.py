@@ -1,7 +1,8 @@
 """Muon (Jordan et al., 2024): orthogonalised momentum for hidden matrices, AdamW for everything else.
 
-A matrix is (rows, columns) = (outputs, inputs); matrices of equal shape are orthogonalised together. On 2-D parameters
-in bf16 every bit is that of `torch.optim.Muon`, which is the oracle of the tests.
+A matrix is (rows, columns) = (outputs, inputs); matrices of equal shape are orthogonalised together, and those that
+share a parameter are taken apart before (see `model/matrices.py`). On 2-D parameters in bf16 every bit is that of
+`torch.optim.Muon`, which is the oracle of the tests.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from homespun.config import Config, Count
+from homespun.model.decoder import ModelConfig
+from homespun.model.matrices import Rows
 from homespun.optim.adamw import Beta, Clip, Decay, Rate
-from homespun.optim.groups import adam_groups, assign, fused, group
+from homespun.optim.groups import adam_groups, assign, fused, muon_groups
 from homespun.optim.schedule import Schedule, WarmupStableDecay
 
 Adjust = Literal["original", "match_rms_adamw"]
@@ -32,6 +35,8 @@ class Muon(Config):
     `adjust`: the update of a (rows, columns) matrix is scaled by sqrt(max(1, rows / columns)) (`original`) or
     0.2 * sqrt(max(rows, columns)), the size of AdamW's updates (`match_rms_adamw`: use AdamW's rates).
     `newton_schulz_dtype`: auto is bf16 where the processor multiplies in it, otherwise fp32.
+    `expert_multiplier`: of the learning rate, for the matrices of routed experts. `qk_clip`: see `qk_clip.py`; measured
+    and applied every `qk_clip_every` steps.
     """
 
     kind: Literal["muon"] = "muon"
@@ -47,18 +52,23 @@ class Muon(Config):
     weight_decay: Decay = 0.1
     decay_embeddings: bool = False
     clip: Clip = 1.0
+    expert_multiplier: Rate = 1.0
+    qk_clip: Clip = None
+    qk_clip_every: Count = 1
     schedule: Schedule = WarmupStableDecay()
+
+    def check(self, model: ModelConfig) -> None:
+        """Raises `ConfigError` where the model's attention cannot be clipped."""
+        if self.qk_clip is not None:
+            model.attention.check_clip()
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of `model`'s parameters. Raises `ConfigError` for a parameter that the rules do not know."""
         assigned = assign(model)
-        hidden = [one for one in assigned if one.rule.role == "matrix"]
-        others = [one for one in assigned if one.rule.role != "matrix"]
+        hidden = [one for one in assigned if one.role in ("matrix", "expert")]
+        others = [one for one in assigned if one.role not in ("matrix", "expert")]
         groups = adam_groups(others, self.adam_learning_rate, self.weight_decay, self.decay_embeddings)
-        for stacked in sorted({one.rule.stacked for one in hidden}):
-            parameters = [one.parameter for one in hidden if one.rule.stacked == stacked]
-            settings = {"weight_decay": self.weight_decay, "stacked": stacked}
-            groups.append(group("muon", parameters, self.learning_rate, **settings))
+        groups += muon_groups(hidden, self.learning_rate, self.weight_decay, self.expert_multiplier)
         return MuonOptimizer(groups, self)
 
 
@@ -90,32 +100,34 @@ class MuonOptimizer(torch.optim.Optimizer):
         return loss
 
     def _update(self, one: dict[str, Any]) -> None:
-        rate, decay = one["lr"], one["weight_decay"]
         by_shape: dict[Any, list[nn.Parameter]] = defaultdict(list)
         for parameter in one["params"]:
             if parameter.grad is not None:
                 by_shape[parameter.shape[-2:], parameter.dtype, parameter.device].append(parameter)
         for parameters in by_shape.values():
             for batch in _batches(parameters):
-                directions = self._directions(batch, one["stacked"])
-                for parameter, direction in zip(batch, directions, strict=True):
-                    rows, columns = parameter.size(-2) // one["stacked"], parameter.size(-1)
-                    parameter.mul_(1 - rate * decay)
-                    parameter.add_(direction, alpha=-(rate * scale(self.config.adjust, rows, columns)))
+                rows = one["rows"] or Rows((batch[0].size(-2),))
+                updates = [rows.split(self._momentum(parameter)) for parameter in batch]
+                places = [rows.split(parameter.mul_(1 - one["lr"] * one["weight_decay"])) for parameter in batch]
+                for i in range(len(rows.sizes)):
+                    self._move([each[i] for each in places], [each[i] for each in updates], one["lr"])
 
-    def _directions(self, parameters: list[nn.Parameter], stacked: int) -> list[Tensor]:
-        """The orthogonalised momentum of parameters of equal height and width, in their shapes."""
-        matrices = []  # (matrices of one parameter, rows, columns)
-        for parameter in parameters:
-            gradient, state = cast(Tensor, parameter.grad), self.state[parameter]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            momentum = state["momentum_buffer"].lerp_(gradient, 1 - self.config.momentum)
-            update = gradient.lerp(momentum, self.config.momentum) if self.config.nesterov else momentum
-            matrices.append(update.to(self.dtype).reshape(-1, parameter.size(-2) // stacked, parameter.size(-1)))
-        together = orthogonalize(torch.cat(matrices), self.config.newton_schulz_steps)
-        parts = together.split([len(each) for each in matrices])
-        return [part.reshape(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
+    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+        """What is to be orthogonalised, in the type to do that in."""
+        gradient, state = cast(Tensor, parameter.grad), self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        momentum = state["momentum_buffer"].lerp_(gradient, 1 - self.config.momentum)
+        return (gradient.lerp(momentum, self.config.momentum) if self.config.nesterov else momentum).to(self.dtype)
+
+    def _move(self, places: list[Tensor], updates: list[Tensor], rate: float) -> None:
+        """Moves the same part of several parameters, (..., times, size, columns), along its orthogonalised updates."""
+        times, size, columns = places[0].shape[-3:]
+        matrices = [update.reshape(-1, times * size, columns) for update in updates]
+        directions = orthogonalize(torch.cat(matrices), self.config.newton_schulz_steps)
+        alpha = -(rate * scale(self.config.adjust, times * size, columns))
+        for place, direction in zip(places, directions.split([len(each) for each in matrices]), strict=True):
+            place.add_(direction.reshape(place.shape), alpha=alpha)
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:

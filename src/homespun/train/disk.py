@@ -106,3 +106,9 @@ def claim(folder: Path) -> None:
             lock.close()
             raise
     _CLAIMS[folder] = lock
+
+
+def release(folder: Path) -> None:
+    """Gives back what `claim` took, for a folder that this process only made."""
+    if lock := _CLAIMS.pop(folder.resolve(), None):
+        lock.close()

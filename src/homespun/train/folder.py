@@ -36,7 +36,7 @@ def open_folder(folder: Path, chosen: Recipe, corpus: Corpus, data: Sequence[str
             "corpus": corpus.manifest["key"],
             "data": list(data),
         }
-        replace(folder / "tokenizer.json", corpus.tokenizer.to_json().encode())
+        _keep(folder / "tokenizer.json", corpus.tokenizer.to_json().encode())
         _write_environment(folder, about)
         replace(settings, config.to_yaml(chosen).encode())  # last: a folder with a recipe is a run
     except OSError as error:
@@ -69,6 +69,12 @@ def environment_of(folder: Path) -> dict[str, Any]:
 def note_environment(folder: Path, **facts: Any) -> None:
     """Adds facts to `environment.json`."""
     _write_environment(folder, environment_of(folder) | facts)
+
+
+def _keep(path: Path, data: bytes) -> None:
+    """Writes what is not there already: the recipe may name this very file, and a corpus knows its age."""
+    if not path.is_file() or path.read_bytes() != data:
+        replace(path, data)
 
 
 def _write_environment(folder: Path, about: Mapping[str, Any]) -> None:

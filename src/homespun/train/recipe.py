@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from homespun.config import Config, Count
 from homespun.data.corpus import DataConfig
@@ -58,3 +58,8 @@ class Recipe(Config):
     objective: NextToken = NextToken()
     optimizer: Optimizer = AdamW()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        self.optimizer.check(self.model)
+        return self

@@ -175,6 +175,8 @@ class Trainer:
         if self._recent:
             row |= {name: float(sum(done.extra[name] for done in self._recent)) / max(count, 1) for name in last.extra}
             row |= expert_use(add([done.counts for done in self._recent]))
+        if scores := [done.largest_score for done in self._recent if done.largest_score is not None]:
+            row["max_attention_logit"] = finite(float(torch.stack(scores).max()))
         self._recent.clear()
         p.logged = p.step
         if self.world.leader:

@@ -10,7 +10,7 @@ from torch import Tensor
 from homespun.data.batches import Batch
 from homespun.model.decoder import Decoder
 from homespun.objectives.next_token import Losses
-from homespun.optim import clip_gradients, set_learning_rate
+from homespun.optim import clip_attention, clip_gradients, set_learning_rate
 from homespun.train.compiling import Compiling
 from homespun.train.guard import FiniteGuard
 from homespun.train.parallel import World
@@ -24,6 +24,7 @@ class Stepped:
     """What a step did: the sum of the losses (nats) over `count` targets of all processes, and what went with it.
 
     extra: other losses by name, as sums over as many targets. counts: the tokens of each expert, by layer.
+    largest_score: of all heads of attention, before they were clipped; none where they were not measured.
     """
 
     loss: Tensor
@@ -33,6 +34,7 @@ class Stepped:
     updated: bool
     extra: dict[str, Tensor]
     counts: Counts
+    largest_score: Tensor | None = None
 
 
 class Updater:
@@ -65,7 +67,20 @@ class Updater:
             self.precision.stepped()
             self.model.rebalance(counts)
         self.optimizer.zero_grad(set_to_none=True)
-        return Stepped(loss, count, norm, factor * settings.learning_rate, updated, extra, counts)
+        score = self._clip_attention(batch, step) if updated else None
+        return Stepped(loss, count, norm, factor * settings.learning_rate, updated, extra, counts, score)
+
+    def _clip_attention(self, batch: Batch, step: int) -> Tensor | None:
+        """The largest score of attention over the first micro-batch of each process, where the recipe asks for it."""
+        settings = self.recipe.optimizer
+        if settings.qk_clip is None or step % settings.qk_clip_every:
+            return None
+        tokens = batch.tokens[: self.micro_rows].to(self.world.device)
+        self.model.eval()  # without dropout
+        with self.precision.autocast(self.world.device):
+            score = clip_attention(self.model, tokens, settings.qk_clip, self.world.largest)
+        self.model.train()
+        return score
 
     def _good(self, loss: Tensor, norm: Tensor) -> bool:
         if not bool(torch.isfinite(norm) & torch.isfinite(loss)) and self.precision.overflowed():

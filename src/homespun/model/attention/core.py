@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_SCORES = 2**24  # scores that are looked at together; bounds the temporary memory
+
 
 def attend(
     q: Tensor,
@@ -74,6 +76,26 @@ def attend_where(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor
     q (B, H, T, D), k and v (B, Hk, S, D); returns (B, H, T, D). Every query has to see something.
     """
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=q.size(1) != k.size(1))
+
+
+@torch.no_grad()
+def largest_scores(q: Tensor, k: Tensor, window: int | None = None, scale: float | None = None) -> Tensor:
+    """The largest score q k^T * scale that each head gives to a key which its query sees, (H,) in fp32.
+
+    q (B, H, T, D), k (B, Hk, S, D), as for `attend`. Takes so many queries at a time that the scores stay small.
+    """
+    batch, heads, queries, size = q.shape
+    keys, shared = k.size(2), k.size(1)
+    step = max(1, _SCORES // (batch * heads * keys))
+    largest = q.new_full((heads,), -torch.inf, dtype=torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        for begin in range(0, queries, step):
+            part = q[:, :, begin : begin + step].float().unflatten(1, (shared, -1))  # (B, Hk, H / Hk, t, D)
+            seen = keys - queries + begin + part.size(3)
+            scores = part @ k[:, :, None, :seen].float().mT
+            hidden = ~visible(part.size(3), seen, window, None, q.device)
+            largest = largest.maximum(scores.masked_fill_(hidden, -torch.inf).amax((0, 3, 4)).flatten())
+    return largest * (size**-0.5 if scale is None else scale)
 
 
 def visible(queries: int, keys: int, window: int | None, padding: Tensor | None, device: torch.device) -> Tensor:

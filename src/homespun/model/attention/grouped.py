@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from homespun.config import Config, Count
 from homespun.errors import ConfigError
-from homespun.model.attention.core import attend, merge_heads, split_heads
+from homespun.model.attention.core import attend, largest_scores, merge_heads, split_heads
 from homespun.model.cache import KeyValueCache
 from homespun.model.cost import PartCost, linear, mean_keys
 from homespun.model.norms import RootMeanSquare
@@ -55,6 +56,14 @@ class GroupedAttention(Config):
                 f"Try model.width={max(1, model.width // self.heads) * self.heads}, or set model.attention.head_size.",
             )
         model.positions.in_heads(self.size(model.width))
+
+    def check_clip(self) -> None:
+        """Raises `ConfigError` where QK-Clip would do nothing."""
+        if self.qk_norm:
+            raise ConfigError(
+                "optimizer.qk_clip scales queries, but model.attention.qk_norm undoes every scale",
+                "Leave out optimizer.qk_clip (normed scores do not grow), or set model.attention.qk_norm=false.",
+            )
 
     @property
     def shared_heads(self) -> int:
@@ -113,13 +122,28 @@ class GroupedQueryAttention(nn.Module):
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:  # (B, T, d) -> (B, T, d)
         start, padding = (cache.length, cache.padding) if cache is not None else (0, None)
-        q = self.q_norm(split_heads(self.q_proj(x), self.head_size))  # (B, H, T, D)
-        k = self.k_norm(split_heads(self.k_proj(x), self.head_size))  # (B, Hk, T, D)
-        v = split_heads(self.v_proj(x), self.head_size)
-        q, k = self.rotation(q, k, start, padding)
+        q, k, v = self._project(x, start, padding)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, Hk, S, D)
         return self.o_proj(merge_heads(attend(q, k, v, self.window, self.query_chunk, padding)))
+
+    def _project(self, x: Tensor, start: int, padding: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the heads, queries and keys turned to their places."""
+        q = self.q_norm(split_heads(self.q_proj(x), self.head_size))  # (B, H, T, D)
+        k = self.k_norm(split_heads(self.k_proj(x), self.head_size))  # (B, Hk, T, D)
+        v = split_heads(self.v_proj(x), self.head_size)
+        return *self.rotation(q, k, start, padding), v
+
+    def largest_scores(self, x: Tensor) -> Tensor:
+        """The largest scaled score of each head over the tokens x (B, T, d): (H,)."""
+        q, k, _ = self._project(x, 0, None)
+        return largest_scores(q, k, self.window)
+
+    @torch.no_grad()
+    def scale_scores(self, factors: Tensor) -> None:
+        """Multiplies the scores of each head by its factor, (H,): through the queries alone, for keys are shared."""
+        for parameter in self.q_proj.parameters():
+            parameter.unflatten(0, (-1, self.head_size)).mul_(factors.view(-1, *[1] * parameter.dim()))
 
     def new_cache(self, batch: int, capacity: int, padding: Tensor | None = None) -> KeyValueCache:
         """An empty cache for `batch` rows of up to `capacity` tokens, of the weights' type and on their device."""

@@ -52,6 +52,10 @@ class CausalLatentAttention(Config):
                 "Make it a quarter of the context or less.",
             )
 
+    def check_clip(self) -> None:
+        """Raises `ConfigError`: tokens and latents ask in three ways, each with queries of its own."""
+        raise ConfigError("optimizer.qk_clip cannot clip model.attention.kind = latent", "Leave out optimizer.qk_clip.")
+
     @property
     def shared_heads(self) -> int:
         """The number of key-value heads."""

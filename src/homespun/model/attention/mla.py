@@ -14,9 +14,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from homespun.config import Config, Count
-from homespun.model.attention.core import attend, attend_shared, merge_heads, split_heads
+from homespun.model.attention.core import attend, attend_shared, largest_scores, merge_heads, split_heads
 from homespun.model.cache import LatentCache
 from homespun.model.cost import PartCost, linear, mean_keys
+from homespun.model.matrices import Rows
 from homespun.model.norms import RootMeanSquare
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ class MultiHeadLatentAttention(Config):
     def check(self, model: ModelConfig) -> None:
         """Raises `ConfigError` where the rotary part cannot turn."""
         model.positions.in_heads(self.qk_rope_head_dim)
+
+    def check_clip(self) -> None:
+        """Every model of this kind can be clipped."""
 
     @property
     def key_size(self) -> int:
@@ -140,6 +144,31 @@ class LatentKeyValueAttention(nn.Module):
         q = torch.cat((q_nope @ w_k, q_rope), dim=-1)  # (B, H, T, r + dr)
         read = attend_shared(q, latents, padding, self.scale)[..., : c.kv_lora_rank]
         return read @ w_v.mT  # (B, H, T, dv)
+
+    def fused_rows(self) -> dict[str, Rows]:
+        """The latent apart from the rotary key, and the keys of all heads apart from the values."""
+        c = self.config
+        return {
+            "kv_a_proj_with_mqa.weight": Rows((c.kv_lora_rank, c.qk_rope_head_dim)),
+            "kv_b_proj.weight": Rows((c.qk_nope_head_dim, c.v_head_dim), times=c.heads),
+        }
+
+    def largest_scores(self, x: Tensor) -> Tensor:
+        """The largest scaled score of each head over the tokens x (B, T, d): (H,)."""
+        q, kv, kr = self._project(x, 0, None)
+        return largest_scores(q, self._expand(kv, kr)[0], scale=self.scale)
+
+    @torch.no_grad()
+    def scale_scores(self, factors: Tensor) -> None:
+        """Multiplies the scores of each head by its factor, (H,). Where queries and keys are the head's own each takes
+        the root; the rotary key belongs to all heads, so its queries take the whole."""
+        c = self.config
+        queries = self.q_proj if c.q_lora_rank is None else self.q_b_proj
+        q_nope, q_rope = Rows((c.qk_nope_head_dim, c.qk_rope_head_dim), c.heads).split(queries.weight)  # (H, dn, in)
+        k_nope, _ = self.fused_rows()["kv_b_proj.weight"].split(self.kv_b_proj.weight)
+        whole = factors[:, None, None]
+        for rows, factor in ((q_nope, whole.sqrt()), (q_rope, whole), (k_nope, whole.sqrt())):
+            rows.mul_(factor)
 
     def new_cache(self, batch: int, capacity: int, padding: Tensor | None = None) -> LatentCache:
         """An empty cache for `batch` rows of up to `capacity` tokens, of the weights' type and on their device."""

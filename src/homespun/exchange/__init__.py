@@ -1,0 +1,1 @@
+"""Exchange with other programs: models leave and come in as files, never as code."""
