@@ -59,7 +59,11 @@ def test_no_future_leak(model):
     changed = TOKENS.clone()
     changed[:, 7] = (changed[:, 7] + 1) % V
     with torch.no_grad():
-        assert torch.equal(model(changed)[:, :7], model(TOKENS)[:, :7])
+        before, after = model(TOKENS)[:, :7], model(changed)[:, :7]
+        if any(counts is not None for counts in model.hidden(TOKENS)[1].counts):
+            torch.testing.assert_close(after, before, atol=1e-6, rtol=1e-5)  # rows of a product stand in another order
+        else:
+            assert torch.equal(after, before)
 
 
 @torch.no_grad()

@@ -92,8 +92,9 @@ def largest_scores(q: Tensor, k: Tensor, window: int | None = None, scale: float
         for begin in range(0, queries, step):
             part = q[:, :, begin : begin + step].float().unflatten(1, (shared, -1))  # (B, Hk, H / Hk, t, D)
             seen = keys - queries + begin + part.size(3)
-            scores = part @ k[:, :, None, :seen].float().mT
-            hidden = ~visible(part.size(3), seen, window, None, q.device)
+            first = 0 if window is None else max(0, seen - part.size(3) - window + 1)  # no query sees what is before
+            scores = part @ k[:, :, None, first:seen].float().mT
+            hidden = ~visible(part.size(3), seen - first, window, None, q.device)
             largest = largest.maximum(scores.masked_fill_(hidden, -torch.inf).amax((0, 3, 4)).flatten())
     return largest * (size**-0.5 if scale is None else scale)
 

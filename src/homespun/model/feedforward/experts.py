@@ -203,13 +203,14 @@ class _SparseSwiGLU(torch.autograd.Function):
         torch.mul(d_inner, silu, out=d_up)
         torch.ops.aten.silu_backward.grad_input(d_inner.mul_(up), gate, grad_input=d_gate)
         d_gate_up_proj = grouped_outer(d_gate_up, x.index_select(0, token), counts)  # (E, 2f, d)
-        d_x = _sum_rows(grouped_linear(d_gate_up, gate_up_proj.mT, counts), row)
+        d_x = _sum_rows(grouped_linear(d_gate_up, gate_up_proj.mT, counts), row).to(x.dtype)
         d_weights = F.pad(d_weight, (0, 1))[row]  # a choice that was dropped takes the last, which is 0
         return d_x, d_gate_up_proj, d_down, d_weights, None, None
 
 
 def _sum_rows(rows: Tensor, row: Tensor) -> Tensor:
-    """The rows of each token summed: rows (R, d), row (N, K) -> (N, d); -1 is no row."""
+    """The rows of each token summed in fp32 at least: rows (R, d), row (N, K) -> (N, d); -1 is no row."""
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     if rows.dtype == torch.float64 or len(rows) < row.numel():  # the kernel knows neither fp64 nor a missing row
         return F.pad(rows, (0, 0, 0, 1))[row].sum(1)
     return F.embedding_bag(row, rows, mode="sum")
