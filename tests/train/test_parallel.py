@@ -48,9 +48,16 @@ def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if row.get("loss") is not None]
 
 
+EXPERTS = [  # without the balance loss, which is one of each process's own tokens
+    f"model.feed_forward.{setting}"
+    for setting in ("kind=experts", "experts=4", "hidden=16", "balance_loss=0", "router.kind=sigmoid")
+]
+
+
 @pytest.mark.timeout(180)
-def test_two_ranks_equal_one(tmp_path):
-    settings = ("model.dropout=0", "optimizer.kind=adamw", "optimizer.learning_rate=1e-3")
+@pytest.mark.parametrize("parts", [[], EXPERTS], ids=["dense", "experts"])
+def test_two_ranks_equal_one(tmp_path, parts):
+    settings = ("model.dropout=0", "optimizer.kind=adamw", "optimizer.learning_rate=1e-3", *parts)
     finish(start(tmp_path / "two", *settings, ranks=2))
     one = trainer(tmp_path / "one", *settings)
     one.fit()
