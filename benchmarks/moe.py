@@ -1,11 +1,11 @@
-"""What it costs to be sparse: a mixture of experts beside a dense feed-forward of the same active size, and beside a loop.
+"""What it costs to be sparse: experts beside a dense feed-forward of the same active size, and beside a plain loop.
 
     python benchmarks/moe.py --rounds 5
 
-Prints one JSON line for each case: milliseconds of forward and backward (median of the rounds, interleaved) and their
-ratio. `dense` compares with SwiGLU of hidden width top_k x expert hidden (aim: at most 1.15 in fp32, 1.5 in bf16);
-`loop` is how many times longer a loop over the experts takes, each choosing its tokens by a mask (aim: 5 at 64 experts).
-Nothing else may run on the machine meanwhile.
+Prints one JSON line for each case: milliseconds of forward and backward (median of the rounds, interleaved) and
+ratios. `over_dense`: against SwiGLU of hidden width top_k x expert hidden (aim: at most 1.15 in fp32, 1.5 in bf16 at 8
+experts). `loop_over`: how many times longer a loop takes, in which each expert finds its tokens by a mask and its
+weights by an index, as transformers' own does (aim: 5 at 64 experts). Nothing else may run on the machine meanwhile.
 """
 
 from __future__ import annotations

@@ -8,8 +8,15 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
 
+import numpy as np
+
+from homespun.data.batches import validation_batches
 from homespun.data.vocabulary import Bpe, Bytes
+from homespun.errors import DataError
+from homespun.families.online import OnlineTrainer
 from homespun.generate.engine import Generator
 from homespun.generate.sampling import Sampling
 from homespun.model.attention import GroupedAttention
@@ -18,7 +25,7 @@ from homespun.model.decoder import Decoder, ModelConfig
 from homespun.model.feedforward import SwiGLU
 from homespun.model.norms import LayerNorm
 from homespun.model.positions import LearnedPositions, RotaryPositions
-from homespun.optim import AdamW, Cosine
+from homespun.optim import AdamW, Constant, Cosine
 from homespun.train.recipe import Recipe, TrainConfig
 
 
@@ -153,6 +160,21 @@ class LargeLanguageModel:
     def with_size(cls, size: ModelSize) -> LargeLanguageModel:
         """A new model of a preset size."""
         return cls(LargeModelConfig.of(size))
+
+    def train_on_sequence(self, text: str) -> float:
+        """One gradient update on every next token of `text`, from its start to its end; returns the mean loss in nats
+        per token before it. Raises `DataError` where there is no text."""
+        ids = self.tokenizer.encode(text)
+        if not ids:
+            raise DataError("The sequence is empty", "Give some text.")
+        whole = SimpleNamespace(tokens=np.array([self.tokenizer.end, *ids, self.tokenizer.end]))
+        length = min(self.config.max_seq_len, len(ids) + 1)
+        return self._trainer.step(next(validation_batches(whole, length, rows=len(ids))))
+
+    @cached_property
+    def _trainer(self) -> OnlineTrainer:
+        learning_rate, _ = _RATES[self.config.size]
+        return OnlineTrainer(self.decoder, AdamW(learning_rate=learning_rate, schedule=Constant(warmup=20)))
 
     def generate(self, prompt: str, max_tokens: int = 50, temperature: float = 0.8) -> str:
         """A continuation of `prompt`."""

@@ -1,0 +1,63 @@
+"""Updates one batch at a time, for the front doors that train on what they are given instead of on a corpus.
+
+B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from homespun.data.batches import Batch
+from homespun.errors import DataError
+from homespun.model.decoder import Decoder
+from homespun.optim import Optimizer
+from homespun.train.compiling import Compiling
+from homespun.train.parallel import World
+from homespun.train.precision import choose
+from homespun.train.recipe import Recipe, TrainConfig
+from homespun.train.update import Updater
+
+Rows = Batch | Tensor | Sequence[Sequence[int]]
+"""A batch, or rows of token ids (B, T) of which each token but the first is to be predicted from those before it."""
+
+
+class OnlineTrainer:
+    """Holds the optimizer of `model` and makes real updates: clipped, and without effect where they are not finite.
+
+    The random numbers of the caller are left as they are. Updates are made one after the other, from any thread.
+    """
+
+    def __init__(self, model: Decoder, optimizer: Optimizer):
+        self.model, self.steps = model, 0
+        world = World(0, 1, model.head_weight.device)
+        recipe = Recipe(model=model.config, optimizer=optimizer, train=TrainConfig(precision="fp32"))
+        precision = choose("fp32", model, 1, world)
+        self._updater = Updater(recipe, model, world, precision, Compiling("off", model, lambda note: None), 2**16)
+        self._one_at_a_time = threading.Lock()
+
+    def step(self, rows: Rows) -> float:
+        """One update; returns the mean loss in nats per token before it. Raises `DataError` for impossible tokens."""
+        batch = rows if isinstance(rows, Batch) else _batch(rows)
+        vocab = self.model.config.vocab or 0
+        if not 0 <= int(batch.tokens.min()) <= max(int(batch.tokens.max()), int(batch.targets.max())) < vocab:
+            raise DataError("A batch holds ids that the model does not know", f"They end at {vocab - 1:,}.")
+        device = self.model.head_weight.device
+        with self._one_at_a_time, torch.random.fork_rng([device] if device.type == "cuda" else []):
+            training = self.model.training
+            self.model.train()
+            done = self._updater.step(batch, self.steps, 2**31)  # no end is known: the schedule stays before its fall
+            self.model.train(training)
+            self.steps += 1
+        return float(done.loss) / max(done.count, 1)
+
+
+def _batch(rows: Tensor | Sequence[Sequence[int]]) -> Batch:
+    ids = rows if isinstance(rows, Tensor) else torch.tensor(rows, dtype=torch.int64)
+    if ids.dim() != 2 or ids.size(1) < 2 or ids.is_floating_point():
+        raise DataError(f"A batch has the form {tuple(ids.shape)}", "Give rows of 2 or more token ids: (rows, tokens).")
+    ids = ids.long()
+    return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
