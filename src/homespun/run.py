@@ -169,7 +169,8 @@ class Run:
     """A trained model with its tokenizer, its recipe and its story.
 
     `model` is a `Decoder`, `tokenizer` a `Tokenizer`; `step` says which checkpoint this is; `result` how training
-    ended, if it ended in this process; `notes` what was noticed on loading (damaged checkpoints that were passed over).
+    ended, if it ended in this process; `notes` what was noticed on loading (damaged checkpoints that were passed over);
+    `sampling` how it writes when nobody says: `Sampling()`, or as the maker of an imported model had it.
     """
 
     def __init__(
@@ -185,6 +186,7 @@ class Run:
         self.folder, self.recipe, self.model, self.tokenizer = folder, recipe, model, tokenizer
         self.step, self.result, self.notes = step, result, list(notes)
         memory = imported(folder)
+        self.sampling = config.parse(Sampling, memory.sampling() if memory else {}, "generation_config.json")
         self.generator = Generator(model, tokenizer, memory.begin if memory is not None else ())
 
     def generate(self, prompt: str | Sequence[str] = "", sampling: Sampling | None = None, **settings: Any) -> Any:
@@ -192,20 +194,20 @@ class Run:
 
         Settings are those of `Sampling`: max_tokens=50, temperature=0.8, seed=1...
         """
-        chosen = _sampling(sampling, settings)
+        chosen = _sampling(sampling or self.sampling, settings)
         if isinstance(prompt, str):
             return self.generator.generate(prompt, chosen)
         return self.generator.batch(list(prompt), chosen)
 
     def stream(self, prompt: str = "", sampling: Sampling | None = None, **settings: Any) -> Iterator[str]:
         """The continuation of `prompt` piece by piece, as it is written."""
-        return self.generator.stream(prompt, _sampling(sampling, settings))
+        return self.generator.stream(prompt, _sampling(sampling or self.sampling, settings))
 
     def records(
         self, prompts: Sequence[str], count: int = 1, sampling: Sampling | None = None, **settings: Any
     ) -> list[Completion]:
         """`count` completions of each prompt with ids, log-probabilities and the reason of their end."""
-        return self.generator.complete(list(prompts), _sampling(sampling, settings), count=count)
+        return self.generator.complete(list(prompts), _sampling(sampling or self.sampling, settings), count=count)
 
     def report(self) -> Path:
         """Writes `report.html` into the run's folder and returns its path."""
@@ -283,6 +285,5 @@ def _sampler(tokenizer: Tokenizer) -> Any:
     return sample
 
 
-def _sampling(sampling: Sampling | None, settings: Mapping[str, Any]) -> Sampling:
-    base = sampling or Sampling()
+def _sampling(base: Sampling, settings: Mapping[str, Any]) -> Sampling:
     return config.parse(Sampling, config.to_dict(base) | dict(settings), "the sampling settings") if settings else base

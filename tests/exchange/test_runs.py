@@ -100,8 +100,9 @@ def test_a_public_checkpoint_writes_the_published_text(shared: Path, tmp_path: P
     golden = json.loads((shared / "stories260k" / "golden_greedy.json").read_text())
     original, run = shared / "stories260k" / "hf", tmp_path / "run"
     assert homespun("import", original, "--out", run).code == 0
-    written = homespun("generate", run, "-t", 0, "--max-tokens", len(golden["greedy_ids"]) - 1)
-    assert written.out == golden["text"] + "\n"
+    assert homespun("generate", run).out == golden["text"] + "\n"  # its own settings say not to sample
+    bold = homespun("generate", run, "-t", 2, "--seed", 1).out
+    assert bold != golden["text"] + "\n"
     first = golden["text"].split(".")[0]
     assert homespun("generate", run, "-p", first, "-t", 0, "--max-tokens", 60).out.startswith(golden["text"][:150])
     hs.export(run, tmp_path / "out")

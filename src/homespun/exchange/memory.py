@@ -38,6 +38,14 @@ class Imported(Config):
     tokenizer: dict[str, Any] = Field(default_factory=dict)
     chat_template: str | None = None
 
+    def sampling(self) -> dict[str, Any]:
+        """How its maker had it write, in the words of `Sampling`: the most likely tokens where generation_config.json
+        says not to sample, its settings where it says to, nothing where it says nothing."""
+        if not self.generation.get("do_sample"):
+            return {"temperature": 0.0} if "do_sample" in self.generation else {}
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        return {name: self.generation[name] for name in names if self.generation.get(name)}  # 0 means no limit there
+
     def dtype_of(self, name: str) -> str:
         """The type of a tensor on disk."""
         return self.other_dtypes.get(name, self.dtype)
