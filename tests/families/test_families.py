@@ -46,8 +46,8 @@ def test_every_recipe_survives_yaml_and_builds(name):
     with torch.device("meta"):
         model = Decoder(recipe.model)
     assert sum(p.numel() for p in model.parameters()) == cost(recipe.model).parameters
-    with torch.device("meta"):
-        assert model(torch.zeros(1, 4, dtype=torch.long)).shape == (1, 4, recipe.model.vocab)
+    short = Decoder(config.override(recipe, ["model.layers=1", "model.vocab=300"]).model)
+    assert short(torch.zeros(1, 4, dtype=torch.long)).shape == (1, 4, 300)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_every_new_recipe_trains_and_writes(name, tmp_path):
     if "medium" in name:
         pytest.skip("the same design as -small")
     run = train("stories:200", config.override(RECIPES[name], SHORT + SMALL), tmp_path / "run")
-    assert run.step == 2 and run.result.validation_loss < 7
+    assert run.step == 2 and run.summary()["validation"]["validation_loss"] < 7
     assert isinstance(run.generate("Once", max_tokens=3), str)
 
 

@@ -102,13 +102,10 @@ class Updater:
                 if parameter.grad is not None:
                     parameter.grad /= self.precision.scale
         names = list(parts[0].extra)
-        sums = torch.stack([torch.stack([each.loss, *(each.extra[name][0] for name in names)]) for each in parts]).sum(
-            0
-        )
-        loss, *others = self.world.sum(sums).unbind()
-        counts = tuple(
-            None if layer is None else self.world.sum(layer) for layer in add([each.counts for each in parts])
-        )
+        rows = [torch.stack([each.loss, *(each.extra[name][0] for name in names)]) for each in parts]
+        loss, *others = self.world.sum(torch.stack(rows).sum(0)).unbind()
+        taken = add([each.counts for each in parts])
+        counts = tuple(layer if layer is None else self.world.sum(layer) for layer in taken)
         return loss, count, dict(zip(names, others, strict=True)), counts
 
     def _forward(self, part: Batch) -> Losses:

@@ -24,11 +24,8 @@ def expert_use(counts: Counts) -> dict[str, Any]:
     (MaxVio, Wang et al., 2024). entropy: of the shares, 1 when even, 0 when one expert does everything. dead: how many
     took no token at all.
     """
-    return (
-        {"experts": found}
-        if (found := {str(i): _of(layer) for i, layer in enumerate(counts) if layer is not None})
-        else {}
-    )
+    found = {str(number): _of(layer) for number, layer in enumerate(counts) if layer is not None}
+    return {"experts": found} if found else {}
 
 
 def _of(counts: Tensor) -> dict[str, Any]:

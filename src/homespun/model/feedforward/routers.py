@@ -106,6 +106,7 @@ class TopKRouter(nn.Module):
             self.register_buffer("e_score_correction_bias", torch.zeros(experts))
 
     def forward(self, x: Tensor) -> Routing:
+        """Tokens (N, d) to their experts. Gradients reach the router through the weights, never through the choice."""
         c = self.config
         with torch.autocast(x.device.type, enabled=False):
             exact = torch.promote_types(x.dtype, torch.float32)
