@@ -68,11 +68,19 @@ def parse(cls: type[C], data: Any, source: str = "the settings") -> C:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The settings as plain data: what `parse` reads back to an equal object."""
-    return config.model_dump(mode="json")
+    data: dict[str, Any] = _kind_first(config.model_dump(mode="json"))
+    return data
+
+
+def _kind_first(data: Any) -> Any:
+    """The same, with the kind of each group before its settings: fields of a base class would else stand before it."""
+    if isinstance(data, dict):
+        return {name: _kind_first(data[name]) for name in sorted(data, key=lambda name: name != "kind")}
+    return data
 
 
 def to_yaml(config: Config) -> str:
-    """The settings as YAML, in the order of their definition."""
+    """The settings as YAML, in the order of their definition, each kind first."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 

@@ -162,7 +162,7 @@ _SIZES = {
         vocab=4096,
         rank=128,
         hidden=168,
-        train=TrainConfig(minutes=10, batch_tokens=4096),
+        train=TrainConfig(minutes=10, batch_tokens=2048),
         warmup=20,
     ),
     "small": _Size(

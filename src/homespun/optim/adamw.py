@@ -19,20 +19,17 @@ Clip = Annotated[float, Field(gt=0)] | None
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class AdamW(Config):
-    """AdamW. `clip`: the largest global norm of the gradient (none: no limit). `decay_embeddings`: as GPT-2 does.
-    `expert_multiplier`: of the learning rate, for the matrices of routed experts. `qk_clip`: see `qk_clip.py`; measured
-    and applied every `qk_clip_every` steps.
+class Common(Config):
+    """What every optimizer here has. `betas`, `eps`: AdamW's. `clip`: the largest global norm of the gradient (none: no
+    limit). `expert_multiplier`: of the learning rate, for the matrices of routed experts. `qk_clip`: see `qk_clip.py`;
+    measured and applied every `qk_clip_every` steps.
 
     Norms and biases never decay.
     """
 
-    kind: Literal["adamw"] = "adamw"
-    learning_rate: Rate = 3e-4
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: Rate = 1e-8
     weight_decay: Decay = 0.1
-    decay_embeddings: bool = True
     clip: Clip = 1.0
     expert_multiplier: Rate = 1.0
     qk_clip: Clip = None
@@ -43,6 +40,14 @@ class AdamW(Config):
         """Raises `ConfigError` where the model's attention cannot be clipped."""
         if self.qk_clip is not None:
             model.attention.check_clip()
+
+
+class AdamW(Common):
+    """AdamW. `decay_embeddings`: as GPT-2 does."""
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: Rate = 3e-4
+    decay_embeddings: bool = True
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of `model`'s parameters. Raises `ConfigError` for a parameter that the rules do not know."""

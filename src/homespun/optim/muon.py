@@ -15,12 +15,10 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from homespun.config import Config, Count
-from homespun.model.decoder import ModelConfig
+from homespun.config import Count
 from homespun.model.matrices import Rows
-from homespun.optim.adamw import Beta, Clip, Decay, Rate
+from homespun.optim.adamw import Beta, Common, Rate
 from homespun.optim.groups import adam_groups, assign, fused, muon_groups
-from homespun.optim.schedule import Schedule, WarmupStableDecay
 
 Adjust = Literal["original", "match_rms_adamw"]
 
@@ -28,15 +26,13 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration: steepest 
 _TOGETHER = 2**25  # numbers that are orthogonalised in one batch; bounds the temporary memory
 
 
-class Muon(Config):
+class Muon(Common):
     """Muon for hidden matrices at `learning_rate`; AdamW for embeddings, head, router, norms and biases at
     `adam_learning_rate`, with `betas` and `eps`.
 
     `adjust`: the update of a (rows, columns) matrix is scaled by sqrt(max(1, rows / columns)) (`original`) or
     0.2 * sqrt(max(rows, columns)), the size of AdamW's updates (`match_rms_adamw`: use AdamW's rates).
     `newton_schulz_dtype`: auto is bf16 where the processor multiplies in it, otherwise fp32.
-    `expert_multiplier`: of the learning rate, for the matrices of routed experts. `qk_clip`: see `qk_clip.py`; measured
-    and applied every `qk_clip_every` steps.
     """
 
     kind: Literal["muon"] = "muon"
@@ -47,20 +43,7 @@ class Muon(Config):
     newton_schulz_steps: Count = 5
     newton_schulz_dtype: Literal["auto", "bf16", "fp32"] = "auto"
     adjust: Adjust = "original"
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    eps: Rate = 1e-8
-    weight_decay: Decay = 0.1
     decay_embeddings: bool = False
-    clip: Clip = 1.0
-    expert_multiplier: Rate = 1.0
-    qk_clip: Clip = None
-    qk_clip_every: Count = 1
-    schedule: Schedule = WarmupStableDecay()
-
-    def check(self, model: ModelConfig) -> None:
-        """Raises `ConfigError` where the model's attention cannot be clipped."""
-        if self.qk_clip is not None:
-            model.attention.check_clip()
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of `model`'s parameters. Raises `ConfigError` for a parameter that the rules do not know."""
