@@ -85,10 +85,9 @@ def _check_same(folder: Path, old: Recipe, new: Recipe, corpus: Corpus) -> None:
     """Raises `CheckpointError` unless the run in `folder` was trained with the same settings on the same text."""
     before, after = _flat(config.to_dict(old)), _flat(config.to_dict(new))
     free = {"name", *(f"train.{key}" for key in CHANGEABLE)}
-    if changed := sorted(
-        key for key in before.keys() | after.keys() if before.get(key) != after.get(key) and key not in free
-    ):
-        key = changed[0]
+    changed = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key) and key not in free]
+    if changed:
+        key = min(changed, key=lambda key: (not key.endswith("kind"), key))  # another kind explains what else differs
         raise CheckpointError(
             f"The run in {folder} has {key} = {before.get(key)}, not {after.get(key)}",
             "Use the same settings to continue it, or choose another folder with --out.",
