@@ -166,7 +166,7 @@ class ExpertWeights(nn.Module):
 
 class _SparseSwiGLU(torch.autograd.Function):
     """sum over a token's experts e of weight * down_e(silu(gate_e x) * up_e x), with rows sorted by expert so that each
-    expert is one matrix product. What is cheap is computed again in the backward instead of being kept.
+    expert is one matrix product. The backward works in place where autograd would make copies.
 
     x (N, d), weights (N, K), order (R,): the places of (token, choice), expert by expert, of which counts (E,) belong
     to each.
@@ -177,33 +177,33 @@ class _SparseSwiGLU(torch.autograd.Function):
         ctx: Any, x: Tensor, gate_up_proj: Tensor, down_proj: Tensor, weights: Tensor, order: Tensor, counts: Tensor
     ) -> Tensor:
         token, weight = order // weights.size(1), weights.flatten()[order, None]
-        gate_up = grouped_linear(x.index_select(0, token), gate_up_proj, counts)  # (R, 2f)
+        rows = x.index_select(0, token)  # (R, d)
+        gate_up = grouped_linear(rows, gate_up_proj, counts)  # (R, 2f)
         gate, up = gate_up.chunk(2, dim=-1)
-        y = grouped_linear(F.silu(gate).mul_(up), down_proj, counts) * weight  # (R, d)
+        inner = F.silu(gate).mul_(up)
+        y = grouped_linear(inner, down_proj, counts) * weight  # (R, d)
         row = order.new_full((weights.numel(),), -1)  # of each choice; -1 where it was dropped
         row = row.index_copy_(0, order, torch.arange(len(order), device=order.device)).view_as(weights)
-        ctx.save_for_backward(x, gate_up_proj, down_proj, weight, counts, token, row, gate_up)
+        ctx.save_for_backward(rows, gate_up_proj, down_proj, weight, counts, token, row, gate_up, inner)
         return _sum_rows(y, row).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        x, gate_up_proj, down_proj, weight, counts, token, row, gate_up = ctx.saved_tensors
+        rows, gate_up_proj, down_proj, weight, counts, token, row, gate_up, inner = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
         d_y = d_out.index_select(0, token)  # (R, d), still without the weights
         d_inner = grouped_linear(d_y, down_proj.mT, counts)  # (R, f)
-        silu = F.silu(gate)
-        inner = silu * up
-        d_weight = (d_inner * inner).sum(-1, dtype=weight.dtype)
+        d_weight = torch.einsum("rf,rf->r", d_inner, inner).to(weight.dtype)
         weight = weight.to(d_y.dtype)
         d_down = grouped_outer(d_y.mul_(weight), inner, counts)  # (E, d, f)
         d_inner.mul_(weight)
         d_gate_up = torch.empty_like(gate_up)
         d_gate, d_up = d_gate_up.chunk(2, dim=-1)
-        torch.mul(d_inner, silu, out=d_up)
+        torch.mul(d_inner, F.silu(gate), out=d_up)
         torch.ops.aten.silu_backward.grad_input(d_inner.mul_(up), gate, grad_input=d_gate)
-        d_gate_up_proj = grouped_outer(d_gate_up, x.index_select(0, token), counts)  # (E, 2f, d)
-        d_x = _sum_rows(grouped_linear(d_gate_up, gate_up_proj.mT, counts), row).to(x.dtype)
+        d_gate_up_proj = grouped_outer(d_gate_up, rows, counts)  # (E, 2f, d)
+        d_x = _sum_rows(grouped_linear(d_gate_up, gate_up_proj.mT, counts), row).to(rows.dtype)
         d_weights = F.pad(d_weight, (0, 1))[row]  # a choice that was dropped takes the last, which is 0
         return d_x, d_gate_up_proj, d_down, d_weights, None, None
 
