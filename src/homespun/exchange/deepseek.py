@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from homespun.exchange.dense import write_common
 from homespun.exchange.layout import Layout, Settings
 from homespun.exchange.pieces import Rule, expert_rules, permuted
 from homespun.exchange.rotary import read_rotary, write_rotary
@@ -75,11 +76,7 @@ def _read_feed_forward(s: Settings) -> dict[str, Any]:
 def _write(model: ModelConfig) -> dict[str, Any]:
     attention = model.attention
     assert isinstance(attention, MultiHeadLatentAttention)
-    return {
-        "vocab_size": model.vocab or 1,
-        "hidden_size": model.width,
-        "num_hidden_layers": model.layers,
-        "max_position_embeddings": model.context,
+    own = {
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.heads,
         "kv_lora_rank": attention.kv_lora_rank,
@@ -87,17 +84,11 @@ def _write(model: ModelConfig) -> dict[str, Any]:
         "qk_nope_head_dim": attention.qk_nope_head_dim,
         "qk_rope_head_dim": attention.qk_rope_head_dim,
         "v_head_dim": attention.v_head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": model.norm.eps,
-        "tie_word_embeddings": model.tie_embeddings,
         "rope_interleave": True,
         "attention_bias": False,
-        "attention_dropout": 0.0,
         "num_nextn_predict_layers": 0,
-        "use_cache": True,
-        **_write_feed_forward(model),
-        **write_rotary(model),
     }
+    return write_common(model) | own | _write_feed_forward(model) | write_rotary(model)
 
 
 def _write_feed_forward(model: ModelConfig) -> dict[str, Any]:

@@ -36,25 +36,31 @@ def read_trunk(
     }
 
 
-def write_trunk(model: ModelConfig, partial: bool = False) -> dict[str, Any]:
-    """The same back. `partial`: the class may turn a part of each head."""
-    attention = model.attention
-    assert isinstance(attention, GroupedAttention)
+def write_common(model: ModelConfig) -> dict[str, Any]:
+    """What the classes of Llama's kin and of DeepSeek's write in the same words."""
     return {
         "vocab_size": model.vocab or 1,
         "hidden_size": model.width,
         "num_hidden_layers": model.layers,
         "max_position_embeddings": model.context,
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.shared_heads,
-        "head_dim": attention.size(model.width),
         "hidden_act": "silu",
         "rms_norm_eps": model.norm.eps,
         "tie_word_embeddings": model.tie_embeddings,
         "attention_dropout": 0.0,
         "use_cache": True,
-        **write_rotary(model, partial),
     }
+
+
+def write_trunk(model: ModelConfig, partial: bool = False) -> dict[str, Any]:
+    """The same back. `partial`: the class may turn a part of each head."""
+    attention = model.attention
+    assert isinstance(attention, GroupedAttention)
+    heads = {
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.shared_heads,
+        "head_dim": attention.size(model.width),
+    }
+    return write_common(model) | heads | write_rotary(model, partial)
 
 
 def _read_llama(s: Settings) -> dict[str, Any]:
