@@ -1,59 +1,57 @@
-"""Greedy decoding of a recipe's model beside plain GPT code without a cache, interleaved in one process.
+"""Greedy decoding by our generator and by the peers at the same size, interleaved: tokens/s of all rows together.
 
-    python benchmarks/decode.py --recipe house-tiny --prompt 32 --tokens 96
+    python benchmarks/decode.py --size 10m --batch 1 --nanogpt CLONE --peers-python ENVIRONMENT/bin/python
 
-Prints one JSON line: tokens/s of each (median, least, most) and their ratio, at batch 1 and batch 8.
+The prompt is read in the measured time too. docs/benchmarks.md says who the contestants are. Nothing else may run on
+the machine meanwhile.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import time
+from dataclasses import asdict, replace
 
-import torch
-from plain_gpt import PlainGPT
+from contest import Contestant, Row, contest, contest_options, peer
+from sizes import SIZES
 
-import homespun as hs
-from homespun.config import override
-from homespun.data.vocabulary import Bytes
+OURS: dict[str, Row] = {  # name: the model's kind, and what `Generator` is told
+    "ours: fp32": {"model": "house", "generator": {}},
+    "ours: GPT-2's parts, fp32": {"model": "gpt2", "generator": {}},
+}
+PEERS = {  # name: model, bf16, compiled
+    "plain: fp32, no cache": ("plain", False, False),
+    "nanoGPT: fp32, no cache": ("nanogpt", False, False),
+    "transformers GPT-2: fp32": ("gpt2", False, False),
+    "transformers Llama: fp32": ("llama", False, False),
+    "transformers Llama: bf16": ("llama", True, False),
+    "transformers Llama: fp32, static cache, compiled": ("llama", False, True),
+    "LitGPT: fp32": ("litgpt", False, False),
+    "LitGPT: bf16": ("litgpt", True, False),
+    "LitGPT: fp32, compiled": ("litgpt", False, True),
+}
+SHARE = 8  # who reads the whole text again for each token writes an eighth as many: the first ones, which are cheapest
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--recipe", default="house-tiny")
-    options.add_argument("--vocab", type=int, default=512)
-    options.add_argument("--prompt", type=int, default=32)
-    options.add_argument("--tokens", type=int, default=96)
-    options.add_argument("--rounds", type=int, default=5)
-    given = options.parse_args()
-    settings = override(hs.recipe(given.recipe), [f"model.vocab={given.vocab}"]).model
-    tokenizer, _ = Bytes().build([], 0)
-    model = hs.Decoder(settings).eval()
-    generator = hs.Generator(model, tokenizer)
-    rival = PlainGPT(given.vocab, settings.width, settings.layers, settings.attention.heads, settings.context).eval()
-    greedy = hs.Sampling(temperature=0.0, max_tokens=given.tokens)
-    for rows in (1, 8):
-        prompts = torch.randint(256, (rows, given.prompt))
-        times: dict[str, list[float]] = {"ours": [], "plain": []}
-        for _ in range(given.rounds + 1):
-            begin = time.perf_counter()
-            written = sum(len(done.tokens) for done in generator.complete(prompts.tolist(), greedy))
-            times["ours"].append((time.perf_counter() - begin) / written)
-            begin = time.perf_counter()
-            rival.generate(prompts, given.tokens)
-            times["plain"].append((time.perf_counter() - begin) / (rows * given.tokens))
-        warm = {name: all_[1:] for name, all_ in times.items()}
-        result = {
-            name: [round(1 / t) for t in (statistics.median(all_), max(all_), min(all_))] for name, all_ in warm.items()
-        }
-        print(json.dumps({
-            "what": f"decoding, batch {rows}, tokens/s: median, least, most", "recipe": given.recipe, **result,
-            "ratio": round(statistics.median(warm["plain"]) / statistics.median(warm["ours"]), 2),
-            "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 2), "torch": torch.__version__,
-        }))  # fmt: skip
+    parser = contest_options(__doc__)
+    parser.add_argument("--size", choices=SIZES, default="10m")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=256, help="new tokens in each row")
+    given = parser.parse_args()
+    chosen = SIZES[given.size]
+    vocab = max(chosen.vocab, 512)  # room for our generator's bytes
+    size = replace(chosen, context=given.prompt + given.tokens, rows=given.batch, vocab=vocab)
+    task = {"task": "decode", "size": asdict(size), "batch": given.batch, "prompt": given.prompt}
+    contestants = [
+        Contestant(name, "ours.py", task | {"tokens": given.tokens} | variant, given.tokens)
+        for name, variant in OURS.items()
+    ]
+    for name, (model, bf16, compiled) in PEERS.items():
+        tokens = max(1, given.tokens // SHARE) if model in ("plain", "nanogpt") else given.tokens
+        settings = {"model": model, "bf16": bf16, "compile": compiled, "tokens": tokens}
+        contestants.append(peer(given, name, task | settings, tokens))
+    held = {"size": str(size), "prompt": given.prompt, "new tokens": given.tokens}
+    contest(f"Decoding, {given.size}, batch {given.batch}", contestants, given, **held)
 
 
 if __name__ == "__main__":

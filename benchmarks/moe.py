@@ -2,22 +2,21 @@
 
     python benchmarks/moe.py --rounds 5
 
-Prints one JSON line for each case: milliseconds of forward and backward (median of the rounds, interleaved) and
-ratios. `over_dense`: against SwiGLU of hidden width top_k x expert hidden (aim: at most 1.15 in fp32, 1.5 in bf16 at 8
+One line for each case: milliseconds of forward and backward (median of the rounds, interleaved) and ratios.
+`over_dense`: against SwiGLU of hidden width top_k x expert hidden (aim: at most 1.15 in fp32, 1.5 in bf16 at 8
 experts). `loop_over`: how many times longer a loop takes, in which each expert finds its tokens by a mask and its
 weights by an index, as transformers' own does (aim: 5 at 64 experts). Nothing else may run on the machine meanwhile.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from contest import machine, options, publish
 
 from homespun.model.attention import GroupedAttention
 from homespun.model.decoder import ModelConfig
@@ -63,9 +62,10 @@ def trained(part: torch.nn.Module, run: Callable[[torch.Tensor], torch.Tensor], 
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=7)
-    rounds = options.parse_args().rounds
+    parser = options(__doc__)
+    parser.set_defaults(rounds=7)
+    given = parser.parse_args()
+    about, rows = machine(), []
     keep_memory()
     for dtype, tokens, width, hidden, experts, top_k in CASES:
         torch.manual_seed(0)
@@ -81,7 +81,7 @@ def main() -> None:
             "loop": trained(sparse, lambda x, part=sparse: looped(part, x), x),
         }
         times: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range(rounds + 1):
+        for turn in range(given.rounds + 1):
             for name, once in runs.items():
                 if turn:  # the first warms up
                     times[name].append(once())
@@ -90,8 +90,11 @@ def main() -> None:
         took = {name: statistics.median(each) for name, each in times.items()}
         case = {"dtype": str(dtype).removeprefix("torch."), "tokens": tokens, "width": width, "hidden": hidden}
         ratios = {"over_dense": took["experts"] / took["dense"], "loop_over": took["loop"] / took["experts"]}
-        figures = {name: round(value, 2) for name, value in (took | ratios).items()}
-        print(json.dumps(case | {"experts": experts, "top_k": top_k, "ms": figures}), flush=True)
+        figures = {f"{name} ms": round(value, 2) for name, value in took.items()}
+        figures |= {name: round(value, 2) for name, value in ratios.items()}
+        rows.append({**case, "experts": experts, "top_k": top_k, **figures})
+    held = {"threads": torch.get_num_threads(), "torch": torch.__version__, "rounds": given.rounds}
+    publish(given.results, "Mixture of experts, forward and backward", rows, about | held)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ FLOORS = [
     {"optim"},
     {"train"},
     {"generate", "evaluate", "exchange"},
-    {"families"},
+    {"benchmark", "families"},
     {"run"},
     {"cli"},
 ]

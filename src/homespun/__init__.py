@@ -12,11 +12,16 @@ Importing this package imports nothing heavy: each public name is fetched when i
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Threads of GNU's OpenMP that wait for each other spin for milliseconds by default. With any company on the cores that
+# makes two threads 30 times slower; spinning for microseconds costs nothing when alone. It is read when torch loads.
+os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 _PUBLIC = {
     "recipe": "homespun.run",
@@ -25,6 +30,7 @@ _PUBLIC = {
     "export": "homespun.run",
     "import_model": "homespun.run",
     "plan": "homespun.run",
+    "bench": "homespun.run",
     "prepare": "homespun.run",
     "Run": "homespun.run",
     "Decoder": "homespun.model.decoder",
@@ -42,6 +48,7 @@ if TYPE_CHECKING:
     from homespun.generate.sampling import Sampling as Sampling
     from homespun.model.decoder import Decoder as Decoder
     from homespun.run import Run as Run
+    from homespun.run import bench as bench
     from homespun.run import export as export
     from homespun.run import import_model as import_model
     from homespun.run import load as load

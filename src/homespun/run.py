@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from homespun import config
+from homespun.benchmark.bench import PARTS, Bench, Part
+from homespun.benchmark.bench import bench as measure
 from homespun.data.corpus import Corpus
 from homespun.data.corpus import prepare as prepare_corpus
 from homespun.data.tokenizer import Tokenizer
@@ -108,6 +110,19 @@ def train(
 def plan(recipe: Recipe | str = DEFAULT_RECIPE, measure: bool = True) -> Plan:
     """Parameters, FLOPs, memory and time of a recipe on this machine; `measure`: time three steps."""
     return estimate(globals()["recipe"](recipe), measure)
+
+
+def bench(
+    recipe: Recipe | str = DEFAULT_RECIPE,
+    parts: Sequence[Part] = PARTS,
+    seconds: float = 3.0,
+    say: Callable[[str], None] | None = None,
+) -> Bench:
+    """What this machine can do, and how near a recipe comes to it in training and decoding: see docs/bench.md.
+
+    `parts`: of `train`, `decode`, `ceiling`. `seconds`: about how long each measurement takes. `say` is told what is going on.
+    """
+    return measure(globals()["recipe"](recipe), parts, seconds, say)
 
 
 def load(path: str | Path, checkpoint: str = "last") -> Run:

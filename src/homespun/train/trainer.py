@@ -31,6 +31,7 @@ from homespun.train.parallel import World
 from homespun.train.precision import ceiling, choose
 from homespun.train.progress import History, Progress, Summary, finite
 from homespun.train.recipe import Recipe
+from homespun.train.rehearsal import Rehearsal
 from homespun.train.update import Stepped, Updater
 from homespun.train.usage import add, expert_use
 from homespun.train.validate import Validation
@@ -74,7 +75,9 @@ class Trainer:
         micro_rows = self._micro_rows(rows // self.world.size, found and found[1].get("micro_rows"))
         former = found and found[1]["precision"]
         precision = choose(train.precision, self.model, micro_rows * context, self.world, former)
-        compiling = Compiling(train.compile, self.model, self._note)
+        alone = self.world.size == 1 and self.world.device.type == "cpu"
+        rehearsal = Rehearsal(recipe, micro_rows, precision.name) if alone else None
+        compiling = Compiling(train.compile, self.model, self._note, rehearsal)
         self.updater = Updater(recipe, self.model, self.world, precision, compiling, micro_rows)
         self.validation = Validation(recipe, corpus, self.world, micro_rows)
         self.progress = Progress()
@@ -89,7 +92,7 @@ class Trainer:
 
     def fit(self) -> Summary:
         """Trains until the budget is spent, patience ends, or a signal asks to stop; each time the state is saved."""
-        with SignalGuard() as signals, contextlib.closing(self.console):
+        with SignalGuard() as signals, contextlib.closing(self.console), contextlib.closing(self.updater.compiling):
             self._announce()
             self.pace.start()
             reason = self._loop(signals)
@@ -140,7 +143,7 @@ class Trainer:
             self.budget.plan(p.step, p.seconds, pace)
             left = self.budget.seconds_left(p.step, p.seconds, pace)
             if self.updater.compiling.consider(left, self.world.device):
-                self.pace.start()  # the step that compiles tells nothing about the others
+                self.pace.start()  # the steps so far tell nothing about the next ones
         return done
 
     def _due(self, last: int, every: int) -> bool:

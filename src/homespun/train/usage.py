@@ -29,6 +29,7 @@ def expert_use(counts: Counts) -> dict[str, Any]:
 
 
 def _of(counts: Tensor) -> dict[str, Any]:
+    counts = counts.cpu()  # one wait for the device, not one for each figure
     share = counts.double() / counts.sum().clamp(min=1)
     return {
         "share": [round(each, 5) for each in share.tolist()],

@@ -9,6 +9,7 @@ Hk key-value heads, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -138,7 +139,7 @@ class LatentAttention(nn.Module):
         (batch, _, tokens, _), w = q.shape, self.config.block
         q, k, v = (_in_blocks(each, w) for each in (q, k, v))  # (N, B * H, W, D)
         blocks, device = q.size(0), q.device
-        reach, starts = min(self.config.memory, blocks), torch.arange(blocks) * w
+        reach, starts = min(self.config.memory, blocks), range(0, blocks * w, w)
 
         z = self._learned(batch)  # of blocks -1 to N - 2, (N, B, L, d): no token reads the last block's latents
         if blocks > 1:
@@ -160,14 +161,14 @@ class LatentAttention(nn.Module):
         for piece, keys, values in zip(*(each.split(self.config.block, dim=2) for each in (q, k, v)), strict=True):
             rows, block = cache.append(keys, values)
             if len(rows):
-                z = self._read(self._learned(1), *cache.block(rows, block), (block + 1) * self.config.block)
+                z = self._read(self._learned(1), *cache.block(rows, block), ((block + 1) * self.config.block).tolist())
                 self._remember(cache, rows, block, z)
             parts.append(attend_where(piece, cache.tokens[0], cache.tokens[1], cache.seen(piece.size(2))))
         return torch.cat(parts, dim=2)
 
     def _remember(self, cache: CausalLatentCache, rows: Tensor, block: Tensor, z: Tensor) -> None:
         """Puts the latents z (n, 1, L, d) of one block of each of n rows where later tokens and latents find them."""
-        place = (block + 1) * self.config.block
+        place = ((block + 1) * self.config.block).tolist()
         q, k, v = self._latent_qkv(z, place)
         cache.put(cache.among, rows, block, k, v)
         k, v = (store[rows] for store in cache.among)
@@ -175,19 +176,19 @@ class LatentAttention(nn.Module):
         cache.put(cache.tokens, rows, block, *self._memory(z, place))
 
     # Below, N blocks, each at its place (N,), of B sequences; in a decoding N rows, each with one block, and B = 1.
-    # Places and rows are tensors of the CPU, so that nothing waits for the device.
+    # Places are numbers and rows a tensor of the CPU, so that nothing waits for the device.
 
     def _learned(self, batch: int) -> Tensor:
         """The latents before they read anything, (1, B, L, d). A copy: the hooks of torch's FLOP counter need one."""
         return self.latents.repeat(1, batch, 1, 1)
 
-    def _read(self, z: Tensor, k: Tensor, v: Tensor, place: Tensor) -> Tensor:
+    def _read(self, z: Tensor, k: Tensor, v: Tensor, place: Sequence[int]) -> Tensor:
         """The learned latents (1, B, L, d) after each block of tokens, (N, B * Hk, W, D), was read: (N, B, L, d)."""
         q = self._heads(self.read_q_proj(self.read_norm(z))).expand(k.size(0), -1, -1, -1)
         y = attend_where(self._turned(q, place), k, v, None)
         return z + self.read_o_proj(merge_heads(y.unflatten(1, (z.size(1), -1))))
 
-    def _latent_qkv(self, z: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _latent_qkv(self, z: Tensor, place: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """What the latents (N, B, L, d) ask and tell each other: (N, B * H, L, D) and twice (N, B * Hk, L, D)."""
         z = self.latent_norm(z)
         q, k = self._heads(self.latent_q_proj(z)), self._heads(self.latent_k_proj(z))
@@ -198,7 +199,7 @@ class LatentAttention(nn.Module):
         y = attend_where(q, k, v, seen)
         return z + self.latent_o_proj(merge_heads(y.unflatten(1, (z.size(1), -1))))
 
-    def _memory(self, z: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    def _memory(self, z: Tensor, place: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Keys and values that tokens read of the latents (N, B, L, d): twice (N, B * Hk, L, D)."""
         z = self.memory_norm(z)
         return self._turned(self._heads(self.k_proj(z)), place), self._heads(self.v_proj(z))
@@ -207,9 +208,12 @@ class LatentAttention(nn.Module):
         """(N, B, L, H * D) -> (N, B * H, L, D)"""
         return split_heads(x, self.head_size).flatten(1, 2)
 
-    def _turned(self, x: Tensor, place: Tensor) -> Tensor:
-        """(N, B * H, L, D), turned to the one place of each block's latents, (N,)."""
-        return self.rotation.at(x, place[:, None, None])  # type: ignore[operator]
+    def _turned(self, x: Tensor, place: Sequence[int]) -> Tensor:
+        """(N, B * H, L, D), turned to the one place of each block's latents, of N. To the rotation these are N rows of
+        one token, the last of them all, and each padded so far that the token has its place."""
+        last, rows = max(place), x.flatten(1, 2)[:, :, None]  # (N, B * H * L, 1, D)
+        padding = last - torch.tensor(place, device=x.device)
+        return self.rotation(rows, rows[:, :0], last, padding)[0].view_as(x)
 
     @torch.no_grad()
     def new_cache(self, batch: int, capacity: int, padding: Tensor | None = None) -> CausalLatentCache:

@@ -20,6 +20,7 @@ from homespun.model.cost import PartCost, linear
 from homespun.model.feedforward.dense import SwiGLU, SwiGLUFeedForward
 from homespun.model.feedforward.routers import Router, Routing, SoftmaxRouter
 from homespun.model.matrices import Rows
+from homespun.model.plain import plain
 
 if TYPE_CHECKING:
     from homespun.model.decoder import ModelConfig
@@ -101,10 +102,11 @@ class MixtureOfExperts(nn.Module):
         c = self.config
         flat = x.flatten(0, 1)  # (N, d)
         routing = self.gate(flat)
-        counts = torch.bincount(routing.chosen.flatten(), minlength=c.experts)
+        chosen = routing.chosen.flatten()
+        counts = chosen.new_zeros(c.experts).scatter_add_(0, chosen, torch.ones_like(chosen))  # bincount would wait
         limit = None
         if c.capacity is not None and self.training:  # a token that is written must not depend on its company
-            limit = max(1, round(c.capacity * routing.chosen.numel() / c.experts))
+            limit = max(1, round(c.capacity * len(chosen) / c.experts))
         y = self.experts(flat, routing, counts, limit).view_as(x)
         if c.shared:
             y = y + self.shared_experts(x)[0]
@@ -148,33 +150,48 @@ class ExpertWeights(nn.Module):
         hidden = self.down_proj.size(-1)
         return {"gate_up_proj": Rows((hidden, hidden))}
 
-    @torch.compiler.disable
     def forward(self, x: Tensor, routing: Routing, counts: Tensor, limit: int | None = None) -> Tensor:
         """Tokens (N, d) through their experts, summed by weight: (N, d). `counts` (E,) of the chosen experts.
 
-        `limit`: rows beyond it are dropped, the last ones of each expert.
+        `limit`: what is beyond it, the last choices of each expert, counts nothing.
         """
         # Which row comes first within an expert matters to the last bit of a product alone: without a limit this is the
         # order, and so are the bits, of Hugging Face.
         order = routing.chosen.flatten().sort(stable=limit is not None).indices
+        row = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        row, weights = row.view_as(routing.chosen), routing.weights
         if limit is not None:
-            order, counts = _within(order, counts, limit)
+            weights = _limited(weights, routing.chosen, row, counts, limit)
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        weights = self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
-        return _SparseSwiGLU.apply(x.to(dtype), *weights, routing.weights, order, counts)
+        gate_up_proj, down_proj = self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
+        return _SparseSwiGLU.apply(x.to(dtype), gate_up_proj, down_proj, weights, order, row, counts)
+
+
+@torch.compiler.disable  # torch 2.13 compiles this into wrong figures on a CPU
+def _limited(weights: Tensor, chosen: Tensor, row: Tensor, counts: Tensor, limit: int) -> Tensor:
+    """The weights (N, K), 0 where a choice is not among the first `limit` of its expert."""
+    starts = counts.cumsum(0) - counts
+    return weights * (row - starts[chosen] < limit)
 
 
 class _SparseSwiGLU(torch.autograd.Function):
     """sum over a token's experts e of weight * down_e(silu(gate_e x) * up_e x), with rows sorted by expert so that each
     expert is one matrix product. The backward works in place where autograd would make copies.
 
-    x (N, d), weights (N, K), order (R,): the places of (token, choice), expert by expert, of which counts (E,) belong
-    to each.
+    x (N, d), weights (N, K). order (R,): the places of (token, choice), expert by expert, of which counts (E,) belong
+    to each. row (N, K): where in it each choice stands.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, gate_up_proj: Tensor, down_proj: Tensor, weights: Tensor, order: Tensor, counts: Tensor
+        ctx: Any,
+        x: Tensor,
+        gate_up_proj: Tensor,
+        down_proj: Tensor,
+        weights: Tensor,
+        order: Tensor,
+        row: Tensor,
+        counts: Tensor,
     ) -> Tensor:
         token, weight = order // weights.size(1), weights.flatten()[order, None]
         rows = x.index_select(0, token)  # (R, d)
@@ -182,8 +199,6 @@ class _SparseSwiGLU(torch.autograd.Function):
         gate, up = gate_up.chunk(2, dim=-1)
         inner = F.silu(gate).mul_(up)
         y = grouped_linear(inner, down_proj, counts) * weight  # (R, d)
-        row = order.new_full((weights.numel(),), -1)  # of each choice; -1 where it was dropped
-        row = row.index_copy_(0, order, torch.arange(len(order), device=order.device)).view_as(weights)
         ctx.save_for_backward(rows, gate_up_proj, down_proj, weight, counts, token, row, gate_up, inner)
         return _sum_rows(y, row).to(x.dtype)
 
@@ -191,28 +206,34 @@ class _SparseSwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         rows, gate_up_proj, down_proj, weight, counts, token, row, gate_up, inner = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
         d_y = d_out.index_select(0, token)  # (R, d), still without the weights
         d_inner = grouped_linear(d_y, down_proj.mT, counts)  # (R, f)
         d_weight = torch.einsum("rf,rf->r", d_inner, inner).to(weight.dtype)
         weight = weight.to(d_y.dtype)
         d_down = grouped_outer(d_y.mul_(weight), inner, counts)  # (E, d, f)
-        d_inner.mul_(weight)
-        d_gate_up = torch.empty_like(gate_up)
-        d_gate, d_up = d_gate_up.chunk(2, dim=-1)
-        torch.mul(d_inner, F.silu(gate), out=d_up)
-        torch.ops.aten.silu_backward.grad_input(d_inner.mul_(up), gate, grad_input=d_gate)
+        d_gate_up = _gate_up_gradient(d_inner.mul_(weight), gate_up)
         d_gate_up_proj = grouped_outer(d_gate_up, rows, counts)  # (E, 2f, d)
         d_x = _sum_rows(grouped_linear(d_gate_up, gate_up_proj.mT, counts), row).to(rows.dtype)
-        d_weights = F.pad(d_weight, (0, 1))[row]  # a choice that was dropped takes the last, which is 0
-        return d_x, d_gate_up_proj, d_down, d_weights, None, None
+        return d_x, d_gate_up_proj, d_down, d_weight[row], None, None, None
+
+
+def _gate_up_gradient(d_inner: Tensor, gate_up: Tensor) -> Tensor:
+    """The gradient of silu(gate) * up, from (R, f) to (R, 2f). Overwrites d_inner."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    if torch.compiler.is_compiling():  # it fuses this, and cannot write into a part of a matrix
+        return torch.cat((torch.ops.aten.silu_backward(d_inner * up, gate), d_inner * F.silu(gate)), dim=-1)
+    d_gate_up = torch.empty_like(gate_up)
+    d_gate, d_up = d_gate_up.chunk(2, dim=-1)
+    torch.mul(d_inner, F.silu(gate), out=d_up)
+    torch.ops.aten.silu_backward.grad_input(d_inner.mul_(up), gate, grad_input=d_gate)
+    return d_gate_up
 
 
 def _sum_rows(rows: Tensor, row: Tensor) -> Tensor:
-    """The rows of each token summed in fp32 at least: rows (R, d), row (N, K) -> (N, d); -1 is no row."""
+    """The rows of each token summed in fp32 at least: rows (R, d), row (N, K) -> (N, d)."""
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    if rows.dtype == torch.float64 or len(rows) < row.numel():  # the kernel knows neither fp64 nor a missing row
-        return F.pad(rows, (0, 0, 0, 1))[row].sum(1)
+    if rows.dtype == torch.float64:  # the kernel does not know it
+        return rows[row].sum(1)
     return F.embedding_bag(row, rows, mode="sum")
 
 
@@ -221,6 +242,8 @@ def grouped_linear(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
 
     weights (E, out, in). One grouped product; where that cannot serve, a product for each expert, which gives the same.
     """
+    if torch.compiler.is_compiling():
+        return _opaque_linear(rows, weights, counts)
     if _groupable(rows, weights):
         return F.grouped_mm(rows, weights.mT, offs=_ends(counts))
     return looped_linear(rows, weights, counts)
@@ -228,6 +251,8 @@ def grouped_linear(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
 
 def grouped_outer(left: Tensor, right: Tensor, counts: Tensor) -> Tensor:
     """left^T right of each expert's rows, (R, m), (R, n) -> (E, m, n): `grouped_linear`'s gradient to its weights."""
+    if torch.compiler.is_compiling():
+        return _opaque_outer(left, right, counts)
     if _groupable(left, right):
         return F.grouped_mm(left.mT, right, offs=_ends(counts))
     parts = zip(left.split(counts.tolist()), right.split(counts.tolist()), strict=True)
@@ -240,8 +265,33 @@ def looped_linear(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
     return torch.cat([F.linear(part, weight) for part, weight in zip(parts, weights, strict=True)])
 
 
+# To the compiler the two products are closed: it refuses the kernel in fp32, and cannot follow a loop over counts.
+
+
+@torch.library.custom_op("homespun::grouped_linear", mutates_args=())
+def _opaque_linear(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+    return grouped_linear(rows, weights, counts)
+
+
+@_opaque_linear.register_fake
+def _(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+    return rows.new_empty(rows.size(0), weights.size(1))
+
+
+@torch.library.custom_op("homespun::grouped_outer", mutates_args=())
+def _opaque_outer(left: Tensor, right: Tensor, counts: Tensor) -> Tensor:
+    return grouped_outer(left, right, counts)
+
+
+@_opaque_outer.register_fake
+def _(left: Tensor, right: Tensor, counts: Tensor) -> Tensor:
+    return left.new_empty(counts.size(0), left.size(1), right.size(1))
+
+
 def _groupable(*matrices: Tensor) -> bool:
     """Whether the kernel of the grouped product takes these: no fp64, and rows of whole 16 bytes, also transposed."""
+    if plain():
+        return False
     whole = 16 // matrices[0].element_size()
     sizes = [size for matrix in matrices for size in (matrix.shape[-2:] if matrix.dim() == 3 else matrix.shape[-1:])]
     return matrices[0].dtype != torch.float64 and not any(size % whole for size in sizes)
@@ -249,10 +299,3 @@ def _groupable(*matrices: Tensor) -> bool:
 
 def _ends(counts: Tensor) -> Tensor:
     return counts.cumsum(0).to(torch.int32)
-
-
-def _within(order: Tensor, counts: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """The rows that are among the first `limit` of their expert, and how many each expert has of them."""
-    starts = counts.cumsum(0) - counts
-    rank = torch.arange(len(order), device=order.device) - starts.repeat_interleave(counts)
-    return order[rank < limit], counts.clamp(max=limit)
