@@ -22,9 +22,21 @@ def test_a_time_budget_follows_the_speed_and_then_stays():
     assert budget.total == 10 + 110
     budget.plan(step=20, spent=10.0, pace=1.0)
     assert budget.total == 20 + 50
-    budget.plan(step=40, spent=31.0, pace=0.1)  # more than half is gone
+    budget.plan(step=40, spent=31.0, pace=1.2)  # more than half is gone, and the plan will about do
     assert budget.total == 70
     assert not budget.spent(69, 61.0) and budget.spent(70, 50.0) and budget.spent(69, 70.0)
+
+
+def test_a_time_budget_uses_time_that_was_won_back():
+    budget = Budget.of(TrainConfig(minutes=1), 10, 100)
+    budget.plan(step=20, spent=20.0, pace=1.0)
+    assert budget.total == 60
+    budget.plan(step=40, spent=40.0, pace=0.2)  # the company has left: 20 steps would take 4 of 20 seconds
+    assert budget.total == 40 + 100
+    budget.plan(step=60, spent=44.0, pace=1.0)  # and is back
+    assert budget.total == 60 + 16
+    budget.plan(step=70, spent=55.0, pace=0.1)  # too late to move
+    assert budget.total == 76
 
 
 def test_steps_bound_a_time_budget():

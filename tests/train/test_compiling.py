@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from homespun.train.compiling import Compiling
+from homespun.train.machine import available_cores
+from homespun.train.rehearsal import Rehearsal
 from tests.train.house import RECIPE, trainer
 
 CPU = torch.device("cpu")
@@ -32,7 +34,7 @@ def test_a_failing_compile_falls_back_with_one_line(tmp_path):
 
         raise BackendCompilerFailed(lambda: None, RuntimeError("no compiler here\nand much more"), None)
 
-    run.updater.compiling.hidden = broken
+    run.updater.compiling.forward = broken
     assert run.fit().steps == RECIPE.train.steps
     assert not run.updater.compiling.active
     assert len(notes) == 1 and "\n" not in notes[0] and "going on without" in notes[0]
@@ -44,17 +46,82 @@ def test_an_error_of_the_model_is_not_taken_for_one_of_the_compiler(tmp_path):
     def broken(*given):
         raise RuntimeError("the model is wrong")
 
-    run.updater.compiling.hidden = broken
+    run.updater.compiling.forward = broken
     with pytest.raises(RuntimeError, match="the model is wrong"):
         run.step()
 
 
-def test_auto_compiles_long_runs_only(tmp_path):
+class Acted:
+    """Stands for a rehearsal."""
+
+    ready = running = started = stopped = False
+    failed = ""
+
+    def start(self) -> bool:
+        self.started = self.running = True
+        return True
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    monkeypatch.setattr("homespun.train.compiling.shutil.which", lambda name: f"/usr/bin/{name}")
+
+
+def test_auto_compiles_long_runs_only(tmp_path, compiler):
     model, notes = trainer(tmp_path).model, []
     compiling = Compiling("auto", model, notes.append)
     assert not compiling.consider(30.0, CPU) and not compiling.active and not notes
-    if compiling.consider(3600.0, CPU):  # false where there is no compiler
-        assert compiling.active and len(notes) == 1
-        assert not compiling.consider(3600.0, CPU)  # only once
+    assert compiling.consider(3600.0, CPU) and compiling.active and len(notes) == 1
+    assert not compiling.consider(3600.0, CPU)  # only once
     off = Compiling("off", model, notes.append)
     assert not off.consider(1e9, CPU) and not off.active
+
+
+def test_auto_rehearses_first_and_changes_over_when_that_is_done(tmp_path, compiler):
+    model, notes, rehearsal = trainer(tmp_path).model, [], Acted()
+    compiling = Compiling("auto", model, notes.append, rehearsal)
+    assert not compiling.consider(30.0, CPU) and not rehearsal.started
+    assert compiling.consider(3600.0, CPU) and rehearsal.started and not compiling.active
+    assert not compiling.consider(3600.0, CPU)  # at work
+    rehearsal.running, rehearsal.ready = False, True
+    assert not compiling.consider(5.0, CPU)  # too late
+    assert compiling.consider(60.0, CPU) and compiling.active
+    compiling.close()
+    assert rehearsal.stopped and len(notes) == 2
+
+
+def test_a_failed_rehearsal_ends_it(tmp_path, compiler):
+    notes, rehearsal = [], Acted()
+    compiling = Compiling("auto", trainer(tmp_path).model, notes.append, rehearsal)
+    rehearsal.failed = "exit status 1"
+    assert compiling.consider(3600.0, CPU) and not compiling.active and "exit status 1" in notes[0]
+    assert not compiling.consider(3600.0, CPU) and len(notes) == 1
+
+
+def test_the_switch_for_plain_paths_turns_it_off(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOMESPUN_PLAIN", "1")
+    assert not Compiling("on", trainer(tmp_path).model, print).active
+
+
+def test_a_rehearsal_leaves_a_core_and_can_be_stopped(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    rehearsal, threads = Rehearsal(RECIPE, 2, "fp32"), torch.get_num_threads()
+    assert rehearsal.start() and rehearsal.running and not rehearsal.ready
+    assert torch.get_num_threads() <= max(1, threads - 1) or threads < available_cores()
+    child = rehearsal.process
+    rehearsal.stop()
+    assert child.poll() is not None and not rehearsal.running and torch.get_num_threads() == threads
+
+
+@pytest.mark.slow
+def test_a_rehearsal_makes_the_compile_ready(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = trainer(tmp_path / "run").recipe
+    rehearsal = Rehearsal(model, 2, "fp32")
+    assert rehearsal.start()
+    assert rehearsal.process.wait(timeout=300) == 0
+    assert rehearsal.ready and not rehearsal.failed
+    assert Rehearsal(model, 2, "fp32").ready and not Rehearsal(model, 4, "fp32").ready

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from homespun.errors import ConfigError
 from homespun.train.recipe import TrainConfig
 
-FREEZE = 0.5  # share of the time after which the plan stays: a schedule in its decay must not move
+FREEZE = 0.5  # share of the time after which a plan that will do stays: a schedule in its decay should not move
+DRIFT = 0.15  # share of the time by which a frozen plan may miss it before it is made anew
+LAST = 0.9  # share of the time after which nothing moves any more
 OVERTIME = 1.15  # a frozen plan on a machine that got slower may overrun its minutes by this much
 
 
@@ -19,8 +21,9 @@ OVERTIME = 1.15  # a frozen plan on a machine that got slower may overrun its mi
 class Budget:
     """The plan of a run: `total` steps, or none while a time budget is still being measured.
 
-    With a budget in minutes, `total` follows the measured speed until half of the time is gone and then stays fixed; it
-    is saved with each checkpoint, so that the learning rate is a pure function of (step, total).
+    With a budget in minutes, `total` follows the measured speed until half of the time is gone; then it moves only
+    where the machine became so much faster or slower that it would miss the time. It is saved with each checkpoint, so
+    that the learning rate is a pure function of (step, total).
     """
 
     fixed: int | None
@@ -45,10 +48,17 @@ class Budget:
 
     def plan(self, step: int, spent: float, pace: float | None) -> None:
         """Plans the total anew. `spent`: seconds so far in the whole run; `pace`: seconds of a step, if known."""
-        if self.seconds is None or pace is None or (self.total is not None and spent > FREEZE * self.seconds):
+        if self.seconds is None or pace is None or self._stays(step, spent, pace):
             return
         total = step + max(0, math.floor((self.seconds - spent) / pace))
         self.total = max(1, min(total, self.fixed) if self.fixed is not None else total)
+
+    def _stays(self, step: int, spent: float, pace: float) -> bool:
+        """Whether the plan is not to move: the time is nearly over, or past its half and the plan will about meet it."""
+        if self.total is None or self.seconds is None or spent <= FREEZE * self.seconds:
+            return False
+        missed = spent + pace * (self.total - step) - self.seconds
+        return spent > LAST * self.seconds or abs(missed) <= DRIFT * self.seconds
 
     def spent(self, step: int, seconds: float) -> bool:
         """Whether the run is over."""

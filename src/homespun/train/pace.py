@@ -4,35 +4,40 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 
 MEASURE = 4  # steps before the speed is trusted: the first ones warm up
+REMEMBERED = 4096  # steps, at most
 
 
 class Pace:
-    """The time of the steps with all that came with them, the very first left out; and the speed since last asked."""
+    """The time of the steps with all that came with them, of the newer half of those since `start`; and the speed since
+    last asked."""
 
     def __init__(self) -> None:
         self.start()
 
     def start(self) -> None:
         """The clock starts here."""
-        self.steps, self.timed = 0, 0.0
-        self._last = self._asked = time.perf_counter()
+        self._asked = time.perf_counter()
+        self._ends = deque([self._asked], maxlen=REMEMBERED + 1)
         self._tokens: int | None = None
 
     def lap(self) -> float:
         """Seconds since the last lap."""
         now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        self.steps += 1
-        if self.steps > 1:
-            self.timed += seconds
+        seconds = now - self._ends[-1]
+        self._ends.append(now)
         return seconds
 
     @property
     def per_step(self) -> float | None:
         """Seconds for one step, once enough were seen."""
-        return self.timed / (self.steps - 1) if self.steps >= MEASURE else None
+        steps = len(self._ends) - 1
+        if steps < MEASURE:
+            return None
+        newer = steps - max(1, steps // 2)  # the very first step never counts
+        return (self._ends[-1] - self._ends[-1 - newer]) / newer
 
     def speed(self, tokens: int) -> float:
         """Tokens per second since this was last asked (NaN at first); `tokens` is the count so far."""

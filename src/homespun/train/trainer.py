@@ -186,11 +186,8 @@ class Trainer:
             self.metrics.append(row)
             pace = self.pace.per_step
             left = self.budget.seconds_left(p.step, p.seconds, pace) if pace else None
-            share = (
-                self.tokens_per_step / self.world.size * self.cost.training_flops / pace / self.ceiling
-                if pace
-                else None
-            )
+            flops = self.tokens_per_step / self.world.size * self.cost.training_flops
+            share = flops / pace / self.ceiling if pace else None
             self.console.update(p.step, row | {"total": self.budget.total, "seconds_left": left, "share": share})
 
     def _evaluate(self) -> None:
