@@ -121,8 +121,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
     # A power of two changes no bit of the result, and saves a tiny matrix from underflow in its norm.
-    exponents = torch.frexp(torch.linalg.vector_norm(x.float(), math.inf, dim=(-2, -1), keepdim=True)).exponent
-    x = torch.ldexp(x.float(), -exponents).to(x.dtype)
+    exponents = torch.frexp(x.abs().amax(dim=(-2, -1), keepdim=True).float()).exponent
+    x = (x.float() * torch.ldexp(torch.ones_like(exponents, dtype=torch.float32), -exponents)).to(x.dtype)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     single = len(x) == 1  # a batch of one takes another path through the matrix library, with other roundings
     x = x.squeeze(0) if single else x

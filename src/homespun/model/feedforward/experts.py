@@ -167,7 +167,7 @@ class ExpertWeights(nn.Module):
         return _SparseSwiGLU.apply(x.to(dtype), gate_up_proj, down_proj, weights, order, row, counts)
 
 
-@torch.compiler.disable  # torch 2.13 compiles this into wrong figures on a CPU
+@torch.compiler.disable  # compiled with the rest by torch 2.13, the comparison came out wrong on a CPU
 def _limited(weights: Tensor, chosen: Tensor, row: Tensor, counts: Tensor, limit: int) -> Tensor:
     """The weights (N, K), 0 where a choice is not among the first `limit` of its expert."""
     starts = counts.cumsum(0) - counts
