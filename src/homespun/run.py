@@ -120,7 +120,7 @@ def bench(
 ) -> Bench:
     """What this machine can do, and how near a recipe comes to it in training and decoding: see docs/bench.md.
 
-    `parts`: of `train`, `decode`, `ceiling`. `seconds`: about how long each measurement takes. `say` is told what is going on.
+    `parts`: of `train`, `decode`, `ceiling`. `seconds`: about how long each measurement takes. `say` hears of each.
     """
     return measure(globals()["recipe"](recipe), parts, seconds, say)
 

@@ -7,14 +7,18 @@ slots on the left of each row, which take no place.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import copy
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from homespun.config import Config
 from homespun.errors import ConfigError
+from homespun.model.packed import Packing
+from homespun.model.plain import by_hand
 from homespun.model.scaling import Scaling
 
 
@@ -112,6 +116,14 @@ class NoRotation(nn.Module):
         """Anything, at any places."""
         return x
 
+    def onwards(self, x: Tensor, start: int, padding: Tensor | None = None) -> Tensor:
+        """Anything, at any places."""
+        return x
+
+    def packed(self, packing: Packing) -> NoRotation:
+        """The same."""
+        return self
+
 
 class Rotation(nn.Module):
     """Rotary embedding of the first `size` numbers of each head, half-split as in Llama.
@@ -124,6 +136,7 @@ class Rotation(nn.Module):
         super().__init__()
         self.size, self.base, self.scaling = size, base, scaling
         self._cos = self._sin = torch.empty(0, size // 2)
+        self._last: tuple[Any, Tensor | None, Tensor, Tensor] = None, None, self._cos, self._sin
 
     def tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and sin of every angle up to `length` places: two (>= length, size/2) fp32 tensors."""
@@ -150,6 +163,26 @@ class Rotation(nn.Module):
         cos, sin = cos.to(q.dtype), sin.to(q.dtype)
         return rotate(q, cos, sin), rotate(k, cos, sin)
 
+    def onwards(self, x: Tensor, start: int, padding: Tensor | None = None) -> Tensor:
+        """What `forward` does, for queries and keys beside each other, (B, H, T, D), in few operations.
+
+        The layers of a step that share this module share its tables.
+        """
+        tokens = x.size(2)
+        last, last_padding, cos, sin = self._last
+        if last != (start, tokens, x.device) or last_padding is not padding:
+            cos, sin = (table[places(start, tokens, padding, x.device)] for table in self.tables(start + tokens, x.device))
+            cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (T, size) or (B, T, size)
+            cos, sin = (cos, sin) if padding is None else (cos[:, None], sin[:, None])
+            self._last = (start, tokens, x.device), padding, cos, sin
+        turned, rest = x[..., : self.size], x[..., self.size :]
+        turned = torch.addcmul(turned * cos, turned.roll(self.size // 2, -1), sin)  # (a, b) rolled by half is (b, a)
+        return torch.cat((turned, rest), dim=-1) if rest.size(-1) else turned
+
+    def packed(self, packing: Packing) -> Rotation:
+        """One for all layers."""
+        return packing.shared.setdefault((self.size, self.base, self.scaling), copy.copy(self))
+
     def at(self, x: Tensor, place: Tensor) -> Tensor:
         """Anything (..., D) at its `place` (int64, of a shape that fits x's without the last)."""
         cos, sin = self.tables(int(place.max()) + 1, x.device)
@@ -161,8 +194,35 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turned = 2 * cos.size(-1)
     if turned < x.size(-1):
         return torch.cat((rotate(x[..., :turned], cos, sin), x[..., turned:]), dim=-1)
+    if by_hand(x):
+        return _TrainedRotation.apply(x, cos, sin)
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class _TrainedRotation(torch.autograd.Function):
+    """`rotate` for training without a compiler, in two passes over memory. Its gradient turns back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(d_y, cos, sin, -1), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    y = x.new_empty(x.shape)
+    (a, b), (left, right) = x.chunk(2, dim=-1), y.chunk(2, dim=-1)
+    torch.mul(a, cos, out=left)
+    left.addcmul_(b, sin, value=-sign)
+    torch.mul(b, cos, out=right)
+    right.addcmul_(a, sin, value=sign)
+    return y
 
 
 def _round_up(length: int) -> int:

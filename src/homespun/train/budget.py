@@ -54,7 +54,7 @@ class Budget:
         self.total = max(1, min(total, self.fixed) if self.fixed is not None else total)
 
     def _stays(self, step: int, spent: float, pace: float) -> bool:
-        """Whether the plan is not to move: the time is nearly over, or past its half and the plan will about meet it."""
+        """Whether the plan is not to move: the time is nearly over, or past its half and about met by the plan."""
         if self.total is None or self.seconds is None or spent <= FREEZE * self.seconds:
             return False
         missed = spent + pace * (self.total - step) - self.seconds

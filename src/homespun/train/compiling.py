@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from homespun.train.rehearsal import Rehearsal
 
 Compile = Literal["auto", "on", "off"]
-REPAYS_AFTER = {"cpu": 180.0, "cuda": 120.0}  # seconds of training left from which a first compile is worth its wait
+REPAYS_AFTER = {"cpu": 120.0, "cuda": 120.0}  # seconds of training left from which a first compile is worth its wait
 READY_REPAYS_AFTER = 20.0  # and one whose results lie in the cache
 
 

@@ -1,4 +1,4 @@
-"""What the child of a `Rehearsal` runs: `python -m homespun.train.rehearse MARKER`, with what to compile as its input."""
+"""What the child of a `Rehearsal` runs: `python -m homespun.train.rehearse MARKER`, what to compile in its input."""
 
 from __future__ import annotations
 

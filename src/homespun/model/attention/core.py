@@ -105,7 +105,7 @@ def _trained_attention_backward(
 
 
 def _by_shared_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, H, T, D), (B, Hk, S, D) -> (B Hk, H / Hk, T, D), (B Hk, S, D): the heads that share keys beside each other."""
+    """(B, H, T, D), (B, Hk, S, D) -> (B Hk, H / Hk, T, D), (B Hk, S, D): heads that share keys beside each other."""
     batch, shared = k.shape[:2]
     return q.reshape(batch * shared, -1, *q.shape[2:]), k.reshape(-1, *k.shape[2:]), v.reshape(-1, *v.shape[2:])
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from homespun.config import Config, Count
 from homespun.model.auxiliary import Auxiliary
 from homespun.model.cost import PartCost, linear
+from homespun.model.plain import by_hand
 
 if TYPE_CHECKING:
     from homespun.model.decoder import ModelConfig
@@ -133,7 +136,30 @@ class ReLU2FeedForward(DenseFeedForward):
         self.down_proj = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Auxiliary]:
-        return self.down_proj(F.relu(self.up_proj(x)).square()), Auxiliary()
+        return self.down_proj(squared_relu(self.up_proj(x))), Auxiliary()
+
+
+def squared_relu(u: Tensor) -> Tensor:
+    """max(u, 0)^2"""
+    if by_hand(u):
+        return _TrainedSquaredReLU.apply(u)
+    return F.relu(u).square()
+
+
+class _TrainedSquaredReLU(torch.autograd.Function):
+    """y = r^2 with r = max(u, 0), for training without a compiler: its gradient, 2 r dy, needs no mask."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor) -> Tensor:
+        r = F.relu(u)
+        ctx.save_for_backward(r)
+        return r.square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> Tensor:
+        (r,) = ctx.saved_tensors
+        return torch.mul(d_y, r).mul_(2)
 
 
 def _two_matrices(width: int, hidden: int, bias: bool) -> PartCost:
