@@ -23,7 +23,7 @@ _INHERITED = ("attention", "optimizer", "data")  # whatever is called there belo
 _FUSED = r"cpp_fused|triton_(poi|red|per|for)_"
 _NAMES = {
     "data": re.escape(DATA),
-    "optimizer": r"^optimizer\.|_foreach_|_fused_adam|multi_tensor|vector_norm",
+    "optimizer": r"^optimizer\.|_foreach_|_fused_adam|multi_tensor",
     "elementwise": _FUSED,  # before the next two, whose words stand in the names of fused kernels too
     "attention": r"attention|attend|flash|fmha|sdpa",
     "products": r"(mm|matmul|linear|einsum|convolution|::mv|addmv|::dot)(_|\b)|linear_pointwise|pack_mm"

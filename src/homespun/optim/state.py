@@ -21,6 +21,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 @torch.no_grad()
+@torch.profiler.record_function("Optimizer.clip")
 def clip_gradients(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
     """Scales all gradients so that their global norm is at most `limit` (none: never); returns the fp32 norm before.
 
