@@ -15,6 +15,8 @@ from sizes import SIZES
 
 OURS: dict[str, Row] = {  # name: the model's kind, and what `Generator` is told
     "ours: fp32": {"model": "house", "generator": {}},
+    "ours: bf16 weights": {"model": "house", "generator": {"weights": "bf16"}},
+    "ours: int8 weights": {"model": "house", "generator": {"weights": "int8"}},
     "ours: GPT-2's parts, fp32": {"model": "gpt2", "generator": {}},
 }
 PEERS = {  # name: model, bf16, compiled

@@ -24,6 +24,7 @@ from homespun.generate.engine import Completion, Generator
 from homespun.generate.sampling import Sampling
 from homespun.model.cost import cost
 from homespun.model.decoder import Decoder
+from homespun.model.packed import Weights
 from homespun.train import parallel
 from homespun.train.checkpoint import Checkpoints
 from homespun.train.estimate import Plan
@@ -125,8 +126,11 @@ def bench(
     return measure(globals()["recipe"](recipe), parts, seconds, say)
 
 
-def load(path: str | Path, checkpoint: str = "last") -> Run:
-    """A trained run. `checkpoint`: `last` (the newest good one), `best`, or a step such as `500`."""
+def load(path: str | Path, checkpoint: str = "last", weights: Weights | None = None) -> Run:
+    """A trained run. `checkpoint`: `last` (the newest good one), `best`, or a step such as `500`.
+
+    `weights`: how the matrices are kept for writing, `fp32`, `bf16`, `int8` or `int4`; none means as in the run.
+    """
     folder = Path(path)
     if not (folder / "recipe.yaml").is_file():
         near = sorted(str(p.parent) for p in folder.parent.glob("*/recipe.yaml")) if folder.parent.is_dir() else []
@@ -145,7 +149,7 @@ def load(path: str | Path, checkpoint: str = "last") -> Run:
         model = Decoder(chosen.model)
     model.load_state_dict(files["model"], assign=True)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return Run(folder, chosen, model, tokenizer, int(state["progress"]["step"]), notes=notes)
+    return Run(folder, chosen, model, tokenizer, int(state["progress"]["step"]), notes=notes, weights=weights)
 
 
 def export(
@@ -185,7 +189,8 @@ class Run:
 
     `model` is a `Decoder`, `tokenizer` a `Tokenizer`; `step` says which checkpoint this is; `result` how training
     ended, if it ended in this process; `notes` what was noticed on loading (damaged checkpoints that were passed over);
-    `sampling` how it writes when nobody says: `Sampling()`, or as the maker of an imported model had it.
+    `sampling` how it writes when nobody says: `Sampling()`, or as the maker of an imported model had it; `generator`
+    writes, with the matrices kept as `load` was told, while `model` stays as it was trained.
     """
 
     def __init__(
@@ -197,12 +202,13 @@ class Run:
         step: int,
         result: Summary | None = None,
         notes: Sequence[str] = (),
+        weights: Weights | None = None,
     ):
         self.folder, self.recipe, self.model, self.tokenizer = folder, recipe, model, tokenizer
         self.step, self.result, self.notes = step, result, list(notes)
         memory = imported(folder)
         self.sampling = config.parse(Sampling, memory.sampling() if memory else {}, "generation_config.json")
-        self.generator = Generator(model, tokenizer, memory.begin if memory is not None else ())
+        self.generator = Generator(model, tokenizer, memory.begin if memory is not None else (), weights)
 
     def generate(self, prompt: str | Sequence[str] = "", sampling: Sampling | None = None, **settings: Any) -> Any:
         """The continuation of `prompt`; for a list of prompts, a list.

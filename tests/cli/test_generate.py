@@ -23,6 +23,15 @@ def test_a_seed_decides_the_text(homespun: Command, trained: Path) -> None:
     assert first.out == again.out != other.out
 
 
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8", "int4"])
+def test_weights_may_have_fewer_bits(homespun: Command, trained: Path, weights: str) -> None:
+    words = ("generate", trained, "-p", "the", "--max-tokens", 8, "--temperature", 0, "--weights", weights)
+    ended = homespun(*words)
+    assert ended.code == 0 and ended.out.startswith("the"), ended.err
+    if weights == "fp32":
+        assert ended.out == homespun(*words[:-2]).out
+
+
 def test_streaming_writes_the_same_text(homespun: Command, trained: Path) -> None:
     plain = homespun("generate", trained, "-p", "Once", *SHORT)
     assert homespun("generate", trained, "-p", "Once", "--stream", *SHORT).out == plain.out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,6 +27,10 @@ Penalty = Annotated[float | None, option("--repetition-penalty", "X", "Above 1: 
 Stop = Annotated[list[str] | None, option("--stop", "TEXT", "Stop before this text; may be repeated.")]
 Number = Annotated[int, typer.Option("-n", metavar="N", min=1, help="How many texts for each prompt.")]
 Checkpoint = Annotated[str, typer.Option("--checkpoint", metavar="WHICH", help="last, best, or a step.")]
+Weights = Annotated[
+    Literal["fp32", "bf16", "int8", "int4"] | None,
+    typer.Option("--weights", help="How matrices are kept while writing; fewer bits are faster and less exact."),
+]
 Stream = Annotated[bool, option("--stream", None, "Show the text while it is written.")]
 
 
@@ -44,6 +48,7 @@ def generate(
     seed: options.Seed = None,
     number: Number = 1,
     checkpoint: Checkpoint = "last",
+    weights: Weights = None,
     stream: Stream = False,
     json: options.AsJson = False,
 ) -> None:
@@ -59,7 +64,7 @@ def generate(
     settings = {name: value for name, value in given.items() if value is not None}
     from homespun.run import load
 
-    loaded = load(run, checkpoint)
+    loaded = load(run, checkpoint, weights)
     for note in loaded.notes:
         typer.echo(f"note: {note}", err=True)
     if stream:

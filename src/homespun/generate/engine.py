@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,8 +23,10 @@ from homespun.errors import CheckpointError, ConfigError, DataError
 from homespun.generate.records import Alternative, Completion, Token
 from homespun.generate.sampling import SEEDS, Sampling, draws, sample
 from homespun.generate.stops import StopGate
-from homespun.model.cache import LayerCache
+from homespun.generate.writer import for_writing
+from homespun.model.cache import LayerCache, reorder
 from homespun.model.decoder import Decoder
+from homespun.model.packed import Weights
 
 ROWS = 64  # texts that are written at a time; more wait for their turn
 CHUNK = 512  # prompt tokens that are read at a time, in each of few rows
@@ -48,18 +50,23 @@ class Generator:
       A prompt longer than C keeps its newest C // 2 to C tokens, as if it had been written (`window_start`).
     - A character that is unfinished when a text ends is left out.
 
-    `begin`: ids that stand before every prompt that is text, where a model was trained so elsewhere. The model may be
-    in training mode; dropout is off while it writes. Raises `ConfigError` if the vocabulary is larger than the model's.
+    `begin`: ids that stand before every prompt that is text, where a model was trained so elsewhere. `weights`: how its
+    matrices are kept for writing (`model/packed.py`); none means as they are. The model may be in training mode, and
+    may change between two calls; dropout is off while it writes. Raises `ConfigError` if the vocabulary is larger than
+    the model's.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, begin: Sequence[int] = ()):
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, begin: Sequence[int] = (), weights: Weights | None = None):
         vocab = model.config.vocab or 0
         if tokenizer.vocab_size > vocab:
             raise ConfigError(
                 f"The tokenizer has {tokenizer.vocab_size:,} ids, but the model knows only {vocab:,}",
                 "Use the tokenizer that the model was trained with.",
             )
-        self.model, self.tokenizer, self.begin = model, tokenizer, list(begin)
+        if weights not in (None, *get_args(Weights)):
+            raise ConfigError(f"Weights cannot be kept in {weights!r}", f"Known: {', '.join(get_args(Weights))}.")
+        self.model, self.tokenizer, self.begin, self.weights = model, tokenizer, list(begin), weights
+        self._writer: tuple[list[Any], Decoder] | None = None
         bias = torch.full((vocab,), -math.inf)
         bias[: tokenizer.vocab_size][torch.from_numpy(tokenizer.token_bytes() > 0)] = 0.0
         bias[tokenizer.end] = 0.0
@@ -96,6 +103,14 @@ class Generator:
         sampling = _seeded(sampling)
         rows = [self._row(index, prompt, sampling) for index, prompt in enumerate(prompts)]
         return self._write(rows, sampling, alternatives)
+
+    @property
+    def writer(self) -> Decoder:
+        """The model with its matrices packed, made anew when a parameter of it has changed."""
+        state = [(id(p), p._version) for p in self.model.parameters() if not p.is_inference()]
+        if self._writer is None or self._writer[0] != state:
+            self._writer = state, for_writing(self.model, self.weights)
+        return self._writer[1]
 
     def _row(self, index: int, prompt: Prompt, sampling: Sampling) -> _Row:
         if isinstance(prompt, str):
@@ -170,7 +185,7 @@ class _Batch:
 
     def __init__(self, generator: Generator, rows: list[_Row], sampling: Sampling, alternatives: int):
         self.rows, self._sampling, self._alternatives = rows, sampling, alternatives
-        self._model, self._bias = generator.model, generator.bias
+        self._model, self._bias = generator.writer, generator.bias
         self._device = self._bias.device
         self._left = sampling.max_tokens
         self._cache: list[LayerCache] = []
@@ -184,7 +199,7 @@ class _Batch:
         """Writes one token in each row; returns its id and log-probability, then those of the alternatives."""
         with torch.inference_mode(), _evaluating(self._model):
             logits = self._read().float()  # (B, V)
-            ids = sample(logits + self._bias, self._sampling, draws(self._seeds, self._places), self._seen)
+            ids = sample(logits + self._bias, self._sampling, self._uniforms(), self._seen)
             numbers = _describe(logits, ids, self._alternatives).tolist()  # the only wait for the device
             if self._seen is not None:
                 self._seen.scatter_(1, ids[:, None], True)
@@ -205,8 +220,10 @@ class _Batch:
         chosen = torch.tensor(places, dtype=torch.int64, device=self._device)
         self._newest = None if self._newest is None else self._newest[chosen]
         self._seen = None if self._seen is None else self._seen[chosen]
-        for layer in self._cache:
-            layer.reorder(chosen)
+        reorder(self._cache, chosen)
+
+    def _uniforms(self) -> Tensor | None:
+        return draws(self._seeds, self._places) if self._sampling.temperature else None
 
     def _read(self) -> Tensor:
         """Logits (B, V) after the newest tokens."""
@@ -236,8 +253,7 @@ class _Batch:
         if len(different) < len(windows):
             order = torch.tensor([different.index(window) for window in windows], device=self._device)
             logits = logits[order]
-            for layer in self._cache:
-                layer.reorder(order)
+            reorder(self._cache, order)
         return logits
 
     def _tokens_seen(self, end: int) -> Tensor:

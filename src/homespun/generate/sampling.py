@@ -42,13 +42,14 @@ class Sampling(Config):
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
 
-def sample(logits: Tensor, sampling: Sampling, uniforms: Tensor, seen: Tensor | None = None) -> Tensor:
+def sample(logits: Tensor, sampling: Sampling, uniforms: Tensor | None, seen: Tensor | None = None) -> Tensor:
     """Logits (B, V) -> one id for each row (B,).
 
     `uniforms` (B,) are numbers in [0, 1), one for each row, that decide the draw: a row's id depends on its own numbers
-    and on nothing else in the batch. `seen` (B, V) is true for the tokens that the repetition penalty concerns.
+    and on nothing else in the batch; temperature 0 needs none. `seen` (B, V) is true for the tokens that the repetition
+    penalty concerns.
     """
-    if sampling.temperature == 0:
+    if sampling.temperature == 0 or uniforms is None:
         return penalize(logits.float(), sampling.repetition_penalty, seen).argmax(-1)
     # Rounding must not favour the first tokens of a large vocabulary; Apple's GPUs know no float64.
     exact = torch.float32 if logits.device.type == "mps" else torch.float64

@@ -5,8 +5,10 @@ B batch, Hk key-value heads, S slots, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -29,6 +31,13 @@ class LayerCache(Protocol):
         """Bytes it holds."""
 
 
+def reorder(caches: Sequence[LayerCache], rows: Tensor) -> None:
+    """`LayerCache.reorder` for all layers of a decoder, whose padding stays one tensor."""
+    for layer in caches:
+        layer.reorder(rows)
+        layer.padding = caches[0].padding
+
+
 class _Slots:
     """Preallocated tensors (B, heads, capacity, size): appending never copies what is there already."""
 
@@ -36,6 +45,17 @@ class _Slots:
         self.stores = stores
         self.length = 0
         self.padding = padding
+        self._filled = self._not_padded()
+
+    def seen(self, first: int = 0) -> Tensor | None:
+        """Which slots from `first` on the newest token sees, (B, 1, 1, S - first); none means all of them."""
+        return None if self._filled is None else self._filled[..., first : self.length]
+
+    def _not_padded(self) -> Tensor | None:
+        """(B, 1, 1, capacity), made once for all steps."""
+        if self.padding is None:
+            return None
+        return torch.arange(self.stores[0].size(2), device=self.padding.device) >= self.padding[:, None, None, None]
 
     def _claim(self, tokens: int) -> slice:
         """The slots of the next `tokens`, counted as filled from now on."""
@@ -49,6 +69,7 @@ class _Slots:
         self.stores = [store.index_select(0, rows) for store in self.stores]
         if self.padding is not None:
             self.padding = self.padding.index_select(0, rows)
+            self._filled = self._not_padded()
 
     def truncate(self, length: int) -> None:
         if not 0 <= length <= self.length:

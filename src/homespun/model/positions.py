@@ -171,7 +171,8 @@ class Rotation(nn.Module):
         tokens = x.size(2)
         last, last_padding, cos, sin = self._last
         if last != (start, tokens, x.device) or last_padding is not padding:
-            cos, sin = (table[places(start, tokens, padding, x.device)] for table in self.tables(start + tokens, x.device))
+            place = places(start, tokens, padding, x.device)
+            cos, sin = (table[place] for table in self.tables(start + tokens, x.device))
             cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (T, size) or (B, T, size)
             cos, sin = (cos, sin) if padding is None else (cos[:, None], sin[:, None])
             self._last = (start, tokens, x.device), padding, cos, sin

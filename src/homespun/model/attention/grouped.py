@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from homespun.config import Config, Count
 from homespun.errors import ConfigError
-from homespun.model.attention.core import attend, largest_scores, merge_heads, split_heads
+from homespun.model.attention.core import attend, attend_where, largest_scores, merge_heads, split_heads
 from homespun.model.cache import KeyValueCache
 from homespun.model.cost import PartCost, linear, mean_keys
-from homespun.model.norms import RootMeanSquare
+from homespun.model.norms import RootMeanSquare, RootOfSquares
+from homespun.model.packed import Packing
 
 if TYPE_CHECKING:
     from homespun.model.decoder import ModelConfig
@@ -148,3 +149,46 @@ class GroupedQueryAttention(nn.Module):
     def new_cache(self, batch: int, capacity: int, padding: Tensor | None = None) -> KeyValueCache:
         """An empty cache for `batch` rows of up to `capacity` tokens, of the weights' type and on their device."""
         return KeyValueCache(batch, self.kv_heads, capacity, self.head_size, padding, like=self.k_proj.weight)
+
+    def packed(self, packing: Packing) -> PackedAttention:
+        """The same for decoding."""
+        return PackedAttention(self, packing)
+
+
+class PackedAttention(GroupedQueryAttention):
+    """One product gives queries, keys and values; queries and keys are normed and turned together."""
+
+    def __init__(self, plain: GroupedQueryAttention, packing: Packing):
+        nn.Module.__init__(self)
+        self.head_size, self.kv_heads = plain.head_size, plain.kv_heads
+        self.window, self.query_chunk = plain.window, plain.query_chunk
+        self.heads = plain.q_proj.out_features // self.head_size
+        self.qkv_proj = packing.linear(plain.q_proj, plain.k_proj, plain.v_proj)
+        self.o_proj = packing.linear(plain.o_proj)  # type: ignore[assignment]
+        self.qk_norm = _joined(plain.q_norm, self.heads, plain.k_norm, self.kv_heads)
+        self.rotation = plain.rotation.packed(packing)  # type: ignore[operator]
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:  # (B, T, d) -> (B, T, d)
+        if cache is None or x.size(1) > 1:
+            return super().forward(x, cache)
+        q, k, v = self._project(x, cache.length, cache.padding)
+        k, v = cache.append(k, v)  # (B, Hk, S, D)
+        first = max(0, k.size(2) - self.window) if self.window else 0
+        return self.o_proj(merge_heads(attend_where(q, k[:, :, first:], v[:, :, first:], cache.seen(first))))
+
+    def _project(self, x: Tensor, start: int, padding: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = split_heads(self.qkv_proj(x), self.head_size)  # (B, H + 2 Hk, T, D)
+        qk = self.rotation.onwards(self.qk_norm(qkv[:, : -self.kv_heads]), start, padding)  # type: ignore[operator]
+        return qk[:, : self.heads], qk[:, self.heads :], qkv[:, -self.kv_heads :]
+
+    def new_cache(self, batch: int, capacity: int, padding: Tensor | None = None) -> KeyValueCache:
+        """An empty cache for `batch` rows of up to `capacity` tokens."""
+        return KeyValueCache(batch, self.kv_heads, capacity, self.head_size, padding, like=self.o_proj.weight)
+
+
+def _joined(q_norm: nn.Module, heads: int, k_norm: nn.Module, kv_heads: int) -> nn.Module:
+    """One norm for queries and keys beside each other, (B, H + Hk, T, D)."""
+    if not isinstance(q_norm, RootMeanSquare) or not isinstance(k_norm, RootMeanSquare):
+        return nn.Identity()
+    weight = torch.cat((q_norm.weight.expand(heads, -1), k_norm.weight.expand(kv_heads, -1)))
+    return RootOfSquares(weight[:, None], q_norm.eps)

@@ -19,6 +19,7 @@ from homespun.model.cache import LatentCache
 from homespun.model.cost import PartCost, linear, mean_keys
 from homespun.model.matrices import Rows
 from homespun.model.norms import RootMeanSquare
+from homespun.model.packed import Packing, with_packed_parts
 
 if TYPE_CHECKING:
     from homespun.model.decoder import ModelConfig
@@ -169,6 +170,10 @@ class LatentKeyValueAttention(nn.Module):
         whole = factors[:, None, None]
         for rows, factor in ((q_nope, whole.sqrt()), (q_rope, whole), (k_nope, whole.sqrt())):
             rows.mul_(factor)
+
+    def packed(self, packing: Packing) -> nn.Module:
+        """The same with packed matrices, but for the one whose rows `_absorbed` takes apart."""
+        return with_packed_parts(self, packing, kv_b_proj=self.kv_b_proj)
 
     def new_cache(self, batch: int, capacity: int, padding: Tensor | None = None) -> LatentCache:
         """An empty cache for `batch` rows of up to `capacity` tokens, of the weights' type and on their device."""
