@@ -1,11 +1,14 @@
 """Compiled training steps equal eager ones, are taken only where they repay, and never stop a run."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
 from homespun.train.compiling import Compiling
 from homespun.train.machine import available_cores
-from homespun.train.rehearsal import Rehearsal
+from homespun.train.rehearsal import Rehearsal, compiled_folder
 from tests.train.house import RECIPE, trainer
 
 CPU = torch.device("cpu")
@@ -104,6 +107,16 @@ def test_a_failed_rehearsal_ends_it(tmp_path, compiler):
 def test_the_switch_for_plain_paths_turns_it_off(tmp_path, monkeypatch):
     monkeypatch.setenv("HOMESPUN_PLAIN", "1")
     assert not Compiling("on", trainer(tmp_path).model, print).active
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("", "ours"), ("/tmp/torchinductor_someone", "ours"), ("/elsewhere", "/elsewhere")]
+)
+def test_where_compiled_code_is_kept(tmp_path, monkeypatch, given, kept):
+    monkeypatch.setenv("HOMESPUN_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given)
+    folder = tmp_path / "compiled" if kept == "ours" else Path(kept)
+    assert compiled_folder() == folder and os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
 
 
 def test_a_rehearsal_leaves_a_core_and_can_be_stopped(tmp_path, monkeypatch):

@@ -89,6 +89,11 @@ class Rehearsal:
 
 
 def compiled_folder() -> Path:
-    """Where compiled code is kept for the next run: `TORCHINDUCTOR_CACHE_DIR`, which this sets where it is not set."""
-    folder = cache_folder().parent / "compiled"
-    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder)))
+    """Where compiled code is kept for the next run: `TORCHINDUCTOR_CACHE_DIR`, which this sets unless someone has.
+
+    Torch sets it, too, as soon as it is asked: to a folder among the temporary files, which do not last.
+    """
+    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+    if not given or Path(given).name.startswith("torchinductor_"):
+        given = os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder().parent / "compiled")
+    return Path(given)
