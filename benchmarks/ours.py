@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from contest import Row, Work, serve
@@ -28,29 +29,19 @@ from homespun.train.update import Updater
 
 def house(size: Size) -> ModelConfig:
     """The parts of our own family: rotary positions, RMSNorm, ReLU2, normed queries and keys."""
-    return ModelConfig(
-        vocab=size.vocab,
-        width=size.width,
-        layers=size.layers,
-        context=size.context,
-        attention=GroupedAttention(heads=size.heads, qk_norm=True),
-        feed_forward=ReLU2(),
-        initialize="zero",
+    return _model(
+        size, attention=GroupedAttention(heads=size.heads, qk_norm=True), feed_forward=ReLU2(), initialize="zero"
     )
 
 
 def gpt2(size: Size) -> ModelConfig:
-    """The peers' architecture: learned positions, LayerNorm, GELU, no biases."""
-    return ModelConfig(
-        vocab=size.vocab,
-        width=size.width,
-        layers=size.layers,
-        context=size.context,
-        attention=GroupedAttention(heads=size.heads),
-        feed_forward=GELU(),
-        norm=LayerNorm(),
-        positions=LearnedPositions(),
-    )
+    """The peers' architecture: learned positions, LayerNorm, GELU, no biases in the products."""
+    attention = GroupedAttention(heads=size.heads)
+    return _model(size, attention=attention, feed_forward=GELU(), norm=LayerNorm(), positions=LearnedPositions())
+
+
+def _model(size: Size, **parts: Any) -> ModelConfig:
+    return ModelConfig(vocab=size.vocab, width=size.width, layers=size.layers, context=size.context, **parts)
 
 
 MODELS = {"house": house, "gpt2": gpt2}
