@@ -14,7 +14,7 @@ from homespun.model.cost import cost
 from homespun.model.decoder import Decoder, ModelConfig
 from homespun.model.feedforward import SwiGLU
 from homespun.model.norms import RootMeanSquare
-from homespun.model.positions import LearnedPositions, RotaryPositions
+from homespun.model.positions import LearnedPositions, RotaryPositions, Rotation, rotate
 
 W, L, M, WIDTH, V = 8, 3, 2, 16, 29
 LENGTHS = (1, 7, 8, 9, 16, 17, 40, 45)
@@ -92,7 +92,11 @@ def formula(layer, x):
         return x.unflatten(-1, (-1, size)).transpose(0, 1)
 
     def turned(x, place):
-        return layer.rotation.at(x, torch.tensor(place))
+        if not isinstance(layer.rotation, Rotation):
+            return x
+        place = torch.tensor(place)
+        cos, sin = layer.rotation.tables(int(place.max()) + 1, x.device)
+        return rotate(x, cos[place].to(x.dtype), sin[place].to(x.dtype))
 
     def attention(q, k, v):  # (H, n, D) -> (n, H * D)
         groups = q.size(0) // k.size(0)

@@ -5,7 +5,7 @@ import torch
 
 from homespun.errors import ConfigError
 from homespun.model.decoder import Decoder, ModelConfig
-from homespun.model.positions import LearnedPositions, RotaryPositions, Rotation
+from homespun.model.positions import LearnedPositions, RotaryPositions, Rotation, rotate
 from homespun.model.scaling import LinearScaling, Llama3Scaling, YarnScaling
 
 
@@ -106,7 +106,8 @@ def test_a_part_of_the_head_turns_and_the_rest_stays():
     turned, _ = rotation(q, k, 7)
     assert torch.equal(turned[..., 8:], q[..., 8:])
     assert torch.equal(turned[..., :8], whole(q[..., :8], k[..., :8], 7)[0])
-    at = rotation.at(q, torch.arange(7, 12))
+    cos, sin = (table[7:12] for table in rotation.tables(12, q.device))
+    at = rotate(q, cos, sin)
     assert torch.equal(at, turned)
     with pytest.raises(ConfigError, match="turn pairs"):
         RotaryPositions(fraction=0.2).in_heads(16)

@@ -112,10 +112,6 @@ class NoRotation(nn.Module):
     def forward(self, q: Tensor, k: Tensor, start: int = 0, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return q, k
 
-    def at(self, x: Tensor, place: Tensor) -> Tensor:
-        """Anything, at any places."""
-        return x
-
     def onwards(self, x: Tensor, start: int, padding: Tensor | None = None) -> Tensor:
         """Anything, at any places."""
         return x
@@ -183,11 +179,6 @@ class Rotation(nn.Module):
     def packed(self, packing: Packing) -> Rotation:
         """One for all layers."""
         return packing.shared.setdefault((self.size, self.base, self.scaling), copy.copy(self))
-
-    def at(self, x: Tensor, place: Tensor) -> Tensor:
-        """Anything (..., D) at its `place` (int64, of a shape that fits x's without the last)."""
-        cos, sin = self.tables(int(place.max()) + 1, x.device)
-        return rotate(x, cos[place].to(x.dtype), sin[place].to(x.dtype))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
