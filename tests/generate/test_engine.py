@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from homespun.data.tokenizer import Tokenizer
 from homespun.data.vocabulary import Bpe, Bytes
 from homespun.errors import CheckpointError, ConfigError, DataError
-from homespun.generate import engine
-from homespun.generate.engine import Generator, window_start
+from homespun.generate import batch, engine
+from homespun.generate.batch import window_start
+from homespun.generate.engine import Generator
 from homespun.generate.sampling import Sampling
 from homespun.model.attention import GroupedAttention
 from homespun.model.decoder import Decoder, ModelConfig
@@ -138,7 +139,7 @@ def test_a_prompt_read_in_chunks_is_the_same_prompt(monkeypatch: pytest.MonkeyPa
     prompts = [TEXT[:150], TEXT[3:90]]
     whole = generator.batch(prompts, greedy(20))
     lengths = read_shapes(generator.model)
-    monkeypatch.setattr(engine, "CHUNK", 7)
+    monkeypatch.setattr(batch, "CHUNK", 7)
     assert generator.batch(prompts, greedy(20)) == whole
     assert max(length for _, length in lengths) == 7
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from homespun.benchmark.ceilings import Ceilings
 from homespun.benchmark.where import profiled
 from homespun.data.tokenizer import Tokenizer
-from homespun.generate.engine import CHUNK, Generator
+from homespun.generate.batch import CHUNK
+from homespun.generate.engine import Generator
 from homespun.generate.sampling import Sampling
 from homespun.model.cost import cost
 from homespun.model.decoder import Decoder

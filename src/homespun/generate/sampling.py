@@ -1,20 +1,21 @@
 """From logits to the next token: pure functions, and the settings that steer them. B rows, V vocabulary.
 
-The controls act in this order, each on what the one before it left:
-repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw.
+The controls act in this order, each on what the one before it left: repetition penalty -> frequency and presence
+penalty -> logit bias -> temperature -> top-k -> top-p -> min-p -> typical-p -> draw.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from homespun.config import Config, Count
+from homespun.errors import ConfigError
 
 SEEDS = 2**31  # a seed chosen for the user is below this: short enough to be typed again
 _FEW = 256  # most nuclei are found among so many tokens; sorting 50,000 takes a CPU 30 times as long
@@ -25,11 +26,20 @@ class Sampling(Config):
     """How the next token is chosen, and when a text ends.
 
     `max_tokens`: the most tokens that are written. `temperature`: logits are divided by it; 0 takes the most likely
-    token (the lowest id of equals), whatever top-k, top-p and min-p say. `top_k`: only that many most likely tokens.
-    `top_p`: only the smallest set of most likely tokens with at least that probability. `min_p`: only tokens at least
-    that many times as likely as the most likely one. `repetition_penalty`: the logits of tokens that stand in the
-    prompt or the text are divided by it where positive and multiplied where negative (Keskar et al., 2019); the end
-    token's never. `stop`: a text ends before the first of these strings. `seed`: none means another text each time.
+    token (the lowest id of equals), whatever top-k, top-p, min-p and typical-p say. `top_k`: only that many most likely
+    tokens. `top_p`: only the smallest set of most likely tokens with at least that probability. `min_p`: only tokens at
+    least that many times as likely as the most likely one. `typical_p`: only the smallest set, with at least that
+    probability, of the tokens whose surprise is nearest to the one expected (Meister et al., 2023).
+    `repetition_penalty`: the logits of tokens that stand in the prompt or the text are divided by it where positive and
+    multiplied where negative (Keskar et al., 2019). `frequency_penalty`: is taken from a token's logit as often as it
+    was written; `presence_penalty`: once, if it was. The end token is never penalised. `logit_bias`: what is added to
+    the logits of these ids.
+
+    `beams`: above 1, the most likely text is searched along so many at once, and nothing is drawn. `length_penalty`: a
+    beam's log-probability is divided by its length to this power. `regex`, `json_schema`: the text matches this regular
+    expression, or is JSON as this schema says ({} means any object).
+
+    `stop`: a text ends before the first of these strings. `seed`: none means another text each time.
     """
 
     max_tokens: Count = 200
@@ -37,34 +47,66 @@ class Sampling(Config):
     top_k: Count | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] = {}
+    beams: Annotated[Count, Field(le=64)] = 1
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] = 1.0
+    regex: str | None = None
+    json_schema: dict[str, Any] | None = None
     stop: list[Annotated[str, Field(min_length=1)]] = []
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
+    @model_validator(mode="after")
+    def _one_grammar(self) -> Sampling:
+        if self.regex is not None and self.json_schema is not None:
+            raise ConfigError("A text cannot be bound by both regex and json_schema", "Give one of them.")
+        return self
 
-def sample(logits: Tensor, sampling: Sampling, uniforms: Tensor | None, seen: Tensor | None = None) -> Tensor:
+    @property
+    def controls(self) -> tuple[Any, ...]:
+        """What decides a choice between tokens: texts in which these are equal are sampled together."""
+        penalties = self.repetition_penalty, self.frequency_penalty, self.presence_penalty
+        cuts = self.top_k, self.top_p, self.min_p, self.typical_p
+        return self.temperature, *cuts, *penalties, *self.logit_bias.items()
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether a choice depends on the tokens before it."""
+        return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1, 0, 0)
+
+
+def sample(
+    logits: Tensor,
+    sampling: Sampling,
+    uniforms: Tensor | None,
+    seen: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> Tensor:
     """Logits (B, V) -> one id for each row (B,).
 
     `uniforms` (B,) are numbers in [0, 1), one for each row, that decide the draw: a row's id depends on its own numbers
     and on nothing else in the batch; temperature 0 needs none. `seen` (B, V) is true for the tokens that the repetition
-    penalty concerns.
+    penalty concerns, and `counts` (B, V) says how often each was written.
     """
     if sampling.temperature == 0 or uniforms is None:
-        return penalize(logits.float(), sampling.repetition_penalty, seen).argmax(-1)
+        return penalize(logits.float(), sampling, seen, counts).argmax(-1)
     # Rounding must not favour the first tokens of a large vocabulary; Apple's GPUs know no float64.
     exact = torch.float32 if logits.device.type == "mps" else torch.float64
-    reached = shape(logits, sampling, seen).softmax(-1).cumsum(-1, dtype=exact)
+    reached = shape(logits, sampling, seen, counts).softmax(-1).cumsum(-1, dtype=exact)
     below_one = uniforms.to(reached.device, exact).clamp(max=1 - torch.finfo(exact).eps / 2)
     ids = torch.searchsorted(reached, below_one[:, None] * reached[:, -1:], right=True).squeeze(1)
     return ids.clamp(max=logits.size(-1) - 1)  # NaN finds no place; let the caller see it
 
 
-def shape(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
+def shape(logits: Tensor, sampling: Sampling, seen: Tensor | None = None, counts: Tensor | None = None) -> Tensor:
     """The float32 logits (B, V) of the distribution that is drawn from; -inf is never drawn, and the best one stays.
 
-    Needs a temperature above 0.
+    Needs a temperature above 0. With typical-p the best one may go, but something stays.
     """
-    logits = penalize(logits.float(), sampling.repetition_penalty, seen)
+    logits = penalize(logits.float(), sampling, seen, counts)
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # <= 0: a tiny temperature cannot overflow
     if sampling.top_k is not None and sampling.top_k < logits.size(-1):
         logits = keep_top_k(logits, sampling.top_k)
@@ -72,14 +114,22 @@ def shape(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Ten
         logits = keep_top_p(logits, sampling.top_p)
     if sampling.min_p:
         logits = logits.masked_fill(logits < math.log(sampling.min_p), -math.inf)
+    if sampling.typical_p is not None and sampling.typical_p < 1:
+        logits = keep_typical(logits, sampling.typical_p)
     return logits
 
 
-def penalize(logits: Tensor, penalty: float, seen: Tensor | None) -> Tensor:
-    """Makes the tokens in `seen` (B, V) less likely (penalty > 1) or more likely (< 1); see `Sampling`."""
-    if penalty == 1 or seen is None:
-        return logits
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+def penalize(logits: Tensor, sampling: Sampling, seen: Tensor | None, counts: Tensor | None) -> Tensor:
+    """The penalties and the bias on logits (B, V); see `Sampling` and `sample`."""
+    penalty, frequency, presence = sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty
+    if penalty != 1 and seen is not None:
+        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if (frequency or presence) and counts is not None:
+        logits = logits - frequency * counts - presence * (counts > 0)
+    if sampling.logit_bias:
+        ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
+        logits = logits.index_add(1, ids, logits.new_tensor([[*sampling.logit_bias.values()]]).expand(len(logits), -1))
+    return logits
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -104,6 +154,19 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
         before = (largest - total).exp().cumsum(-1)
     count = ((before < p).sum(-1, keepdim=True) + 1).clamp(max=largest.size(-1))  # rounding may leave the sum below p
     return _keep_largest(logits, largest.gather(-1, count - 1), count)
+
+
+def keep_typical(logits: Tensor, p: float) -> Tensor:
+    """Logits (B, V) with all at -inf but the smallest set, with probability at least p, of the tokens whose surprise
+    -log q is nearest to the entropy of q; of equals at the border the lowest ids stay."""
+    log_q = logits.log_softmax(-1)
+    q = log_q.exp()
+    entropy = torch.special.entr(q).sum(-1, keepdim=True)
+    nearest, order = (log_q + entropy).abs().sort(stable=True)
+    before = q.gather(-1, order).cumsum(-1).roll(1, -1)
+    before[:, 0] = 0
+    kept = (before < p) & nearest.isfinite()  # rounding may leave the sum below p
+    return logits.masked_fill(~torch.zeros_like(kept).scatter(-1, order, kept), -math.inf)
 
 
 def _keep_largest(logits: Tensor, least: Tensor, count: Tensor | int) -> Tensor:

@@ -6,7 +6,7 @@ B batch, Hk key-value heads, S slots, D head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,14 @@ class LayerCache(Protocol):
     def truncate(self, length: int) -> None:
         """Forgets every token from `length` on (speculation, retries)."""
 
+    def adopt(self, rows: Tensor, other: Any, theirs: Tensor) -> None:
+        """Row `rows[i]` becomes what row `theirs[i]` of another cache of this kind is, which is not longer than this
+        one: its newest token stands in this one's newest slot, and what is left of it is padding."""
+
+    def move(self, by: int, capacity: int) -> None:
+        """Moves every row `by` slots to the right, into room for `capacity` tokens. What goes off on the left is lost:
+        padding, or tokens of rows that nobody needs."""
+
     def nbytes(self) -> int:
         """Bytes it holds."""
 
@@ -36,6 +44,34 @@ def reorder(caches: Sequence[LayerCache], rows: Tensor) -> None:
     for layer in caches:
         layer.reorder(rows)
         layer.padding = caches[0].padding
+
+
+def adopt(caches: Sequence[LayerCache], rows: Tensor, others: Sequence[LayerCache], theirs: Tensor) -> None:
+    """`LayerCache.adopt` for all layers of a decoder, whose padding stays one tensor."""
+    for layer, other in zip(caches, others, strict=True):
+        layer.adopt(rows, other, theirs)
+        layer.padding = caches[0].padding
+
+
+def move(caches: Sequence[LayerCache], by: int, capacity: int) -> None:
+    """`LayerCache.move` for all layers of a decoder, whose padding stays one tensor."""
+    for layer in caches:
+        layer.move(by, capacity)
+        layer.padding = caches[0].padding
+
+
+def adopted_padding(cache: LayerCache, rows: Tensor, other: LayerCache, theirs: Tensor, batch: int) -> Tensor:
+    """The padding (B,) of a cache after `LayerCache.adopt`."""
+    mine = rows.new_zeros(batch) if cache.padding is None else cache.padding
+    added = rows.new_zeros(len(theirs)) if other.padding is None else other.padding[theirs]
+    return mine.index_copy(0, rows, added + cache.length - other.length)
+
+
+def moved_padding(cache: LayerCache, by: int, like: Tensor) -> Tensor | None:
+    """The padding (B,) of a cache after `LayerCache.move`; `like` has B rows, on its device."""
+    if cache.padding is not None:
+        return (cache.padding + by).clamp(min=0)
+    return torch.full((len(like),), by, device=like.device) if by else None
 
 
 class _Slots:
@@ -75,6 +111,23 @@ class _Slots:
         if not 0 <= length <= self.length:
             raise IndexError(f"cannot truncate a cache of {self.length} tokens to {length}")
         self.length = length
+
+    def adopt(self, rows: Tensor, other: _Slots, theirs: Tensor) -> None:
+        for store, new in zip(self.stores, other.stores, strict=True):
+            store[rows, :, self.length - other.length : self.length] = new[theirs, :, : other.length]
+        self.padding = adopted_padding(self, rows, other, theirs, self.stores[0].size(0))
+        self._filled = self._not_padded()
+
+    def move(self, by: int, capacity: int) -> None:
+        first, stores = max(0, -by), self.stores
+        self.stores = [store.new_empty(*store.shape[:2], capacity, store.size(3)) for store in stores]
+        for new, old in zip(self.stores, stores, strict=True):
+            # zeros, for the kernel multiplies what is masked by 0, and chance bits may be NaN
+            new[:, :, : first + by] = 0
+            new[:, :, first + by : self.length + by] = old[:, :, first : self.length]
+        self.padding = moved_padding(self, by, stores[0])
+        self.length += by
+        self._filled = self._not_padded()
 
     def nbytes(self) -> int:
         return sum(store.nbytes for store in self.stores)
