@@ -65,7 +65,12 @@ class Batch:
         """Whether there is anything left to read or to write."""
         return bool(self._new or self._readings or any(row is not None and not row.done for row in self._rows))
 
-    def step(self) -> list[Token]:
+    @property
+    def cache_slots(self) -> int:
+        """Slots of each row of the cache."""
+        return self._capacity if self._rows else 0
+
+    def step(self) -> list[tuple[Row, Token]]:
         """Reads on in a prompt that waits, and writes one token of every text whose prompt has been read."""
         with torch.inference_mode(), _evaluating(self._model):
             self._leave()
@@ -83,7 +88,7 @@ class Batch:
                 self._join(reading)
             return tokens
 
-    def _choose(self, logits: Tensor, rows: list[Row]) -> list[Token]:
+    def _choose(self, logits: Tensor, rows: list[Row]) -> list[tuple[Row, Token]]:
         """The next token of each row, from logits (B, V)."""
         logits = logits.float()
         ids = pick(logits + self._bias, rows)
@@ -91,7 +96,7 @@ class Batch:
         written = []
         for row, (token, log_probability, *others) in zip(rows, numbers, strict=True):
             told = [(int(other), value) for other, value in zip(others[::2], others[1::2], strict=True)]
-            written.append(row.take(int(token), log_probability, told))
+            written.append((row, row.take(int(token), log_probability, told)))
         return written
 
     def _read(self, writing: bool) -> list[tuple[_Reading, Tensor]]:

@@ -134,7 +134,7 @@ class Generator:
             for row in rows[start : start + ROWS]:
                 batch.add(row)
             while batch.busy:
-                yield from batch.step()
+                yield from (token for _, token in batch.step())
 
     def _completion(self, prompt: Prompt, tokens: list[Token], sampling: Sampling) -> Completion:
         text = "".join(token.text for token in tokens)
