@@ -22,6 +22,7 @@ from homespun.exchange.memory import imported
 from homespun.families import RECIPES
 from homespun.generate.engine import Completion, Generator
 from homespun.generate.sampling import Sampling
+from homespun.generate.speculative import DraftModel, PromptLookup
 from homespun.model.cost import cost
 from homespun.model.decoder import Decoder
 from homespun.model.packed import Weights
@@ -126,10 +127,13 @@ def bench(
     return measure(globals()["recipe"](recipe), parts, seconds, say)
 
 
-def load(path: str | Path, checkpoint: str = "last", weights: Weights | None = None) -> Run:
+def load(
+    path: str | Path, checkpoint: str = "last", weights: Weights | None = None, draft: str | Path | None = None
+) -> Run:
     """A trained run. `checkpoint`: `last` (the newest good one), `best`, or a step such as `500`.
 
     `weights`: how the matrices are kept for writing, `fp32`, `bf16`, `int8` or `int4`; none means as in the run.
+    `draft`: what proposes tokens while it writes: the folder of a smaller run, or `lookup` for the text itself.
     """
     folder = Path(path)
     if not (folder / "recipe.yaml").is_file():
@@ -149,7 +153,11 @@ def load(path: str | Path, checkpoint: str = "last", weights: Weights | None = N
         model = Decoder(chosen.model)
     model.load_state_dict(files["model"], assign=True)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return Run(folder, chosen, model, tokenizer, int(state["progress"]["step"]), notes=notes, weights=weights)
+    run = Run(folder, chosen, model, tokenizer, int(state["progress"]["step"]), notes=notes, weights=weights)
+    if draft is not None:
+        lookup = str(draft) == "lookup"
+        run.generator.draft = PromptLookup() if lookup else DraftModel(load(draft).generator, run.generator)
+    return run
 
 
 def export(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from homespun.config import parse
 from homespun.errors import ConfigError
-from homespun.generate.sampling import Sampling, draws, keep_top_k, keep_top_p, sample, shape
+from homespun.generate.sampling import Sampling, draws, keep_top_k, keep_top_p, penalize, sample, shape
 
 PLAIN = Sampling(temperature=1.0)
 
@@ -35,7 +35,9 @@ def chi_squared_probability(observed: Tensor, expected: Tensor) -> float:
     return float(torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2).double(), statistic / 2))
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.5}, {"top_k": 7}, {"top_p": 0.6}, {"min_p": 0.2}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.5}, {"top_k": 7}, {"top_p": 0.6}, {"min_p": 0.2}, {"typical_p": 0.7}]
+)
 def test_frequencies_follow_softmax(settings: dict) -> None:
     count, logits = 40_000, torch.randn(1, 40) * 1.5
     sampling = Sampling(**{"temperature": 1.0} | settings)
@@ -188,7 +190,8 @@ def test_a_higher_temperature_flattens() -> None:
     [
         {"temperature": -0.1}, {"temperature": "hot"}, {"temperature": math.inf}, {"top_k": 0}, {"top_p": 0},
         {"top_p": 1.1}, {"min_p": -1}, {"min_p": 2}, {"repetition_penalty": 0}, {"max_tokens": 0}, {"stop": [""]},
-        {"stop": "x"}, {"seed": -1}, {"seed": 2**63},
+        {"stop": "x"}, {"seed": -1}, {"seed": 2**63}, {"typical_p": 0}, {"frequency_penalty": 2.1},
+        {"presence_penalty": -2.1}, {"logit_bias": {"-1": 1.0}}, {"logit_bias": {"1": 101.0}}, {"beams": 0},
     ],
 )  # fmt: skip
 def test_impossible_settings_are_errors_that_name_the_key(settings: dict) -> None:
@@ -204,3 +207,28 @@ def test_a_misspelt_setting_names_the_nearest() -> None:
 def test_settings_may_be_written_as_people_write_them() -> None:
     sampling = parse(Sampling, {"max_tokens": "1k", "temperature": 1, "stop": ["a", "b"]})
     assert (sampling.max_tokens, sampling.temperature, sampling.stop) == (1000, 1.0, ["a", "b"])
+
+
+def test_typical_keeps_the_tokens_whose_surprise_is_nearest_to_the_expected() -> None:
+    logits = logits_of(0.5, 0.25, 0.125, 0.0625, 0.0625)  # entropy 1.875 bits: surprises 1, 2, 3, 4, 4
+    assert kept(shape(logits, Sampling(temperature=1, typical_p=0.2))) == [1]
+    assert kept(shape(logits, Sampling(temperature=1, typical_p=0.3))) == [0, 1]
+    assert kept(shape(logits, Sampling(temperature=1, typical_p=0.8))) == [0, 1, 2]
+    assert kept(shape(logits, Sampling(temperature=1, typical_p=0.9))) == [0, 1, 2, 3]  # of equals the lower id
+    assert kept(shape(logits, Sampling(temperature=1, typical_p=1.0))) == [0, 1, 2, 3, 4]
+    assert kept(shape(logits, Sampling(temperature=1, top_k=1, typical_p=0.01))) == [0]  # not what top-k has left out
+
+
+def test_frequency_and_presence_penalties_count_what_was_written() -> None:
+    logits, counts = torch.tensor([[1.0, 1.0, 1.0, 1.0]]), torch.tensor([[0.0, 1.0, 3.0, 0.0]])
+    both = Sampling(temperature=1, frequency_penalty=0.5, presence_penalty=0.25)
+    expected = torch.tensor([[1.0, 0.25, -0.75, 1.0]])
+    assert torch.equal(shape(logits, both, None, counts), expected - 1.0)
+    assert torch.equal(penalize(logits, both, None, counts), expected)
+
+
+def test_the_bias_is_added_to_the_logits_of_its_ids() -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])
+    biased = Sampling(temperature=0, logit_bias={2: -100.0, 1: 0.5})
+    assert torch.equal(penalize(logits, biased, None, None), torch.tensor([[1.0, 2.5, -97.0], [3.0, 2.5, -99.0]]))
+    assert sample(logits, biased, None).tolist() == [1, 0]

@@ -10,45 +10,37 @@ import typer
 
 from homespun.cli import options, show
 from homespun.cli.options import argument, option
+from homespun.cli.sampling import sampled
 from homespun.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from homespun.generate.speculative import Report
     from homespun.run import Run
 
 
 Prompts = Annotated[list[str] | None, option("--prompt -p", "TEXT", "May be repeated; - reads standard input.")]
 PromptFile = Annotated[Path | None, option("--file", "FILE", "Prompts, one per line.")]
-MaxTokens = Annotated[int | None, option("--max-tokens", "N", "Stop after so many tokens.")]
-Temperature = Annotated[float | None, option("--temperature -t", "X", "0: always the likeliest token; higher: bolder.")]
-TopK = Annotated[int | None, option("--top-k", "N", "Choose among the N likeliest tokens.")]
-TopP = Annotated[float | None, option("--top-p", "X", "Choose among the likeliest tokens of probability X together.")]
-MinP = Annotated[float | None, option("--min-p", "X", "Leave out what is less likely than X times the likeliest.")]
-Penalty = Annotated[float | None, option("--repetition-penalty", "X", "Above 1: less likely to repeat.")]
-Stop = Annotated[list[str] | None, option("--stop", "TEXT", "Stop before this text; may be repeated.")]
 Number = Annotated[int, typer.Option("-n", metavar="N", min=1, help="How many texts for each prompt.")]
 Checkpoint = Annotated[str, typer.Option("--checkpoint", metavar="WHICH", help="last, best, or a step.")]
 Weights = Annotated[
     Literal["fp32", "bf16", "int8", "int4"] | None,
     typer.Option("--weights", help="How matrices are kept while writing; fewer bits are faster and less exact."),
 ]
+Draft = Annotated[str | None, option("--draft", "RUN|lookup", "A smaller run, or the text itself, proposes tokens.")]
 Stream = Annotated[bool, option("--stream", None, "Show the text while it is written.")]
 
 
+@sampled()
 def generate(
     run: Annotated[Path, argument("RUN", "The folder of a run.")],
     prompt: Prompts = None,
     file: PromptFile = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: Penalty = None,
-    stop: Stop = None,
-    seed: options.Seed = None,
+    *,
+    settings: dict[str, Any],
     number: Number = 1,
     checkpoint: Checkpoint = "last",
     weights: Weights = None,
+    draft: Draft = None,
     stream: Stream = False,
     json: options.AsJson = False,
 ) -> None:
@@ -59,18 +51,25 @@ def generate(
     prompts = _prompts(prompt, file)
     if stream and (json or number > 1 or len(prompts) > 1):
         raise ConfigError("--stream shows one text", "Leave out --json and -n, and give one prompt.")
-    given = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-             "repetition_penalty": repetition_penalty, "stop": stop or None, "seed": seed}  # fmt: skip
-    settings = {name: value for name, value in given.items() if value is not None}
     from homespun.run import load
 
-    loaded = load(run, checkpoint, weights)
+    loaded = load(run, checkpoint, weights, draft)
     for note in loaded.notes:
         typer.echo(f"note: {note}", err=True)
     if stream:
         _stream(loaded, prompts[0], settings)
     else:
         _write(loaded, prompts, number, settings, json)
+    if draft is not None:
+        _tell_gain(loaded.generator.report)
+
+
+def _tell_gain(report: Report) -> None:
+    typer.echo(
+        f"draft: {report.acceptance:.0%} of {report.proposed} proposed tokens accepted, "
+        f"{report.tokens_per_step:.2f} tokens per step",
+        err=True,
+    )
 
 
 def _stream(run: Run, prompt: str, settings: dict[str, Any]) -> None:

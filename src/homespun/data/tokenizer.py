@@ -130,6 +130,10 @@ class Tokenizer:
             lengths[token] = len(piece)
         return lengths
 
+    def pieces(self) -> list[bytes]:
+        """The bytes of text that each id stands for, (vocab_size,): none for special tokens."""
+        return [self._silent.get(token, b"") for token in range(self.vocab_size)]
+
 
 class TextStream:
     """Turns ids into text while they arrive: what is shown is never half a character."""

@@ -7,6 +7,7 @@ in parts, alone or in a batch.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import secrets
 from collections.abc import Iterator, Sequence
@@ -17,9 +18,12 @@ import torch
 from homespun.data.tokenizer import Tokenizer
 from homespun.errors import ConfigError, DataError
 from homespun.generate.batch import Batch
+from homespun.generate.beam import beam_search
+from homespun.generate.grammar import constraint
 from homespun.generate.records import Completion, Token
 from homespun.generate.row import Row
 from homespun.generate.sampling import SEEDS, Sampling
+from homespun.generate.speculative import Draft, Report, speculate
 from homespun.generate.writer import for_writing
 from homespun.model.decoder import Decoder
 from homespun.model.packed import Weights
@@ -45,9 +49,10 @@ class Generator:
     - A character that is unfinished when a text ends is left out.
 
     `begin`: ids that stand before every prompt that is text, where a model was trained so elsewhere. `weights`: how its
-    matrices are kept for writing (`model/packed.py`); none means as they are. The model may be in training mode, and
-    may change between two calls; dropout is off while it writes. Raises `ConfigError` if the vocabulary is larger than
-    the model's.
+    matrices are kept for writing (`model/packed.py`); none means as they are. `draft`: what proposes tokens, so that
+    the same texts are written in fewer steps, one after the other; `report` says in how many. The model may be in
+    training mode, and may change between two calls; dropout is off while it writes. Raises `ConfigError` if the
+    vocabulary is larger than the model's.
     """
 
     def __init__(self, model: Decoder, tokenizer: Tokenizer, begin: Sequence[int] = (), weights: Weights | None = None):
@@ -60,6 +65,8 @@ class Generator:
         if weights not in (None, *get_args(Weights)):
             raise ConfigError(f"Weights cannot be kept in {weights!r}", f"Known: {', '.join(get_args(Weights))}.")
         self.model, self.tokenizer, self.begin, self.weights = model, tokenizer, list(begin), weights
+        self.draft: Draft | None = None
+        self.report = Report()
         self._writer: tuple[list[Any], Decoder] | None = None
         bias = torch.full((vocab,), -math.inf)
         bias[: tokenizer.vocab_size][torch.from_numpy(tokenizer.token_bytes() > 0)] = 0.0
@@ -81,7 +88,13 @@ class Generator:
     def complete(
         self, prompts: Sequence[Prompt], sampling: Sampling = DEFAULT, count: int = 1, alternatives: int = 0
     ) -> list[Completion]:
-        """`count` texts for each prompt, those of the first prompt first, with all that is known about their tokens."""
+        """`count` texts for each prompt, those of the first prompt first, with all that is known about their tokens.
+
+        With `sampling.beams` above 1 these are the `count` most likely texts that were found, the best first; there may
+        be fewer.
+        """
+        if sampling.beams > 1:
+            return [found for prompt in prompts for found in self._search(prompt, sampling, count, alternatives)]
         rows = [prompt for prompt in prompts for _ in range(count)]
         sampling = seeded(sampling)
         written: list[list[Token]] = [[] for _ in rows]
@@ -90,10 +103,13 @@ class Generator:
         return [self._completion(*pair, sampling) for pair in zip(rows, written, strict=True)]
 
     def tokens(self, prompts: Sequence[Prompt], sampling: Sampling = DEFAULT, alternatives: int = 0) -> Iterator[Token]:
-        """Every token as soon as it is written; the rows advance together.
+        """Every token as soon as it is written; the rows advance together, or with a draft one after the other.
 
-        `alternatives`: how many of the most likely tokens are told beside the chosen one.
+        `alternatives`: how many of the most likely tokens are told beside the chosen one. Raises `ConfigError` for
+        beams: which of them is the best is known only at the end.
         """
+        if sampling.beams > 1:
+            raise ConfigError("Beams give no text before they have ended", "Leave out beams, or do not stream.")
         sampling = seeded(sampling)
         rows = [self.row(prompt, sampling, index, alternatives) for index, prompt in enumerate(prompts)]
         return self._write(rows)
@@ -109,11 +125,7 @@ class Generator:
             raise DataError("A prompt holds ids that the model does not know", f"They end at {vocab - 1:,}.")
         if max(sampling.logit_bias, default=0) >= vocab:
             raise ConfigError("logit_bias names ids that the model does not know", f"They end at {vocab - 1:,}.")
-        bound = None
-        if sampling.regex is not None or sampling.json_schema is not None:
-            from homespun.generate.grammar import constraint
-
-            bound = constraint(self.tokenizer, sampling)
+        bound = constraint(self.tokenizer, sampling, vocab)
         return Row(index, ids, sampling, self.tokenizer, vocab, alternatives, bound)
 
     def new_batch(self, part: int | None = None) -> Batch:
@@ -128,7 +140,22 @@ class Generator:
             self._writer = state, for_writing(self.model, self.weights)
         return self._writer[1]
 
+    def _search(self, prompt: Prompt, sampling: Sampling, count: int, alternatives: int) -> list[Completion]:
+        if alternatives:
+            raise ConfigError("Beams tell no alternatives", "Leave out beams, or the alternatives.")
+        sampling, found = seeded(sampling), []
+        for beam in beam_search(self, self.row(prompt, sampling).ids, sampling, count):
+            row = self.row(prompt, sampling.model_copy(update={"max_tokens": len(beam.ids)}))
+            tokens = [row.take(*pair) for pair in zip(beam.ids, beam.log_probabilities, strict=True)]
+            tokens[-1] = dataclasses.replace(tokens[-1], finish=beam.finish)
+            found.append(self._completion(prompt, tokens, sampling))
+        return found
+
     def _write(self, rows: list[Row]) -> Iterator[Token]:
+        if self.draft is not None:
+            for row in rows:
+                yield from speculate(self, row, self.draft, self.report)
+            return
         for start in range(0, len(rows), ROWS):
             batch = self.new_batch()
             for row in rows[start : start + ROWS]:
