@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: setup demo test test-all check lint format types clean
+.PHONY: setup demo test test-all test-browser check lint format types clean
 
 setup: $(VENV)/.installed
 
@@ -21,8 +21,15 @@ demo: setup  ## Makes a corpus, trains a small model for a minute, shows what it
 test: setup  ## The fast suite
 	$(RUN)/python -m pytest -n $(WORKERS)
 
-test-all: setup  ## Everything, also what is marked slow
-	$(RUN)/python -m pytest -n $(WORKERS) -m ""
+test-all: setup  ## Everything but the browser, also what is marked slow
+	$(RUN)/python -m pytest -n $(WORKERS) -m "not browser"
+
+test-browser: setup $(VENV)/.browser  ## Clicks through the pages of the server; needs chromium
+	$(RUN)/python -m pytest -m browser tests/browser
+
+$(VENV)/.browser: pyproject.toml constraints.txt
+	@$(RUN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	@touch $@
 
 check: lint types test  ## What CI runs
 
