@@ -79,6 +79,23 @@ def test_a_text_that_is_dropped_is_written_no_more_and_leaves_the_others_alone()
         )
 
 
+def test_a_text_that_is_dropped_while_its_prompt_is_read_gets_no_token() -> None:
+    generator = Generator(decoder(context=48).double(), BYTES)
+    batch = generator.new_batch(8)
+    running = generator.row("abc", Sampling(seed=5, max_tokens=40))
+    batch.add(running)
+    batch.step()
+    pair = [generator.row(TEXT[n : n + 30], Sampling(seed=n, max_tokens=8)) for n in (0, 1)]
+    for row in pair:
+        batch.add(row)
+    batch.step()
+    batch.drop(pair[0])
+    while batch.busy:
+        batch.step()
+    assert pair[0].written == 0
+    assert pair[1].ids[30:] == alone(generator, TEXT[1:31], Sampling(seed=1, max_tokens=8))
+
+
 def test_a_long_prompt_is_read_in_parts_between_the_tokens_of_the_others() -> None:
     generator = Generator(decoder(context=200), BYTES)
     batch = generator.new_batch(part=16)

@@ -74,19 +74,18 @@ class Batch:
         """Reads on in a prompt that waits, and writes one token of every text whose prompt has been read."""
         with torch.inference_mode(), _evaluating(self._model):
             self._leave()
-            running = [place for place, row in enumerate(self._rows) if row is not None]
-            read = self._read(bool(running))
             rows = [row for row in self._rows if row is not None]
-            parts = [self._onwards()[running]] if running else []
+            read = self._read(bool(rows))
+            parts = [self._onwards()] if rows else []
             for reading, logits in read:
                 rows += reading.rows
                 parts.append(logits)
             if not rows:
                 return []
-            tokens = self._choose(torch.cat(parts), rows)
+            written = self._choose(parts[0] if len(parts) == 1 else torch.cat(parts), rows)
             for reading, _ in read:
                 self._join(reading)
-            return tokens
+            return written
 
     def _choose(self, logits: Tensor, rows: list[Row]) -> list[tuple[Row, Token]]:
         """The next token of each row, from logits (B, V)."""
@@ -121,11 +120,13 @@ class Batch:
         return read
 
     def _onwards(self) -> Tensor:
-        """Logits (B, V) after the newest token of each row of the cache; anything where the row is free."""
+        """Logits (., V) after the newest token of each row of the cache that is not free."""
         if self._cache[0].length == self._capacity:
             self._make_room(0)
         newest = [0 if row is None else row.ids[-1] for row in self._rows]
         hidden, _ = self._model.hidden(torch.tensor(newest, device=self._bias.device)[:, None], self._cache)
+        if None in self._rows:
+            hidden = hidden[[place for place, row in enumerate(self._rows) if row is not None]]
         return self._model.logits(hidden[:, -1])
 
     def _leave(self) -> None:
@@ -219,8 +220,10 @@ class _Reading:
             hidden, _ = self._model.hidden(piece, self.cache)
         if self._left.size(1):
             return None
+        wanted = [place for place, row in enumerate(self.rows) if not row.done]  # some may have been dropped meanwhile
+        self.rows, self.order = [self.rows[place] for place in wanted], [self.order[place] for place in wanted]
         logits = self._model.logits(hidden[:, -1])
-        return logits if self.order == list(range(self.different)) else logits[torch.tensor(self.order)]
+        return logits if self.order == list(range(self.different)) else logits[self.order]
 
 
 def _slots(row: Row, context: int) -> int:
