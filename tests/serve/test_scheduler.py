@@ -60,6 +60,16 @@ def test_many_requests_at_once_each_get_the_text_they_would_get_alone(schedule: 
     assert figures.written_tokens == sum(len(text) for both in texts for text in both)
 
 
+def test_no_more_texts_are_written_at_a_time_than_memory_holds(schedule: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = schedule(rows=7)
+    assert scheduler.rows == 7
+    each = 2 * 2 * 48 * 32 * 8  # keys and values of two layers, 48 tokens, width 32, in float64
+    monkeypatch.setattr("homespun.serve.scheduler.available_memory", lambda _: 3 * 4 * each)
+    assert Scheduler(scheduler.generator, rows=7).rows == 3
+    monkeypatch.setattr("homespun.serve.scheduler.available_memory", lambda _: 0)
+    assert Scheduler(scheduler.generator, rows=7).rows == 1
+
+
 def test_whoever_leaves_is_written_for_no_more(schedule: Make) -> None:
     scheduler = schedule()
 

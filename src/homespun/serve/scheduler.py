@@ -22,8 +22,11 @@ from homespun.generate.engine import Generator, Prompt, seeded
 from homespun.generate.records import Token
 from homespun.generate.row import Row
 from homespun.generate.sampling import Sampling
+from homespun.train.machine import available_memory
 
 PART = 128  # prompt tokens that are read between two tokens of the texts that are being written
+
+MEMORY = 2  # of the free memory, one part in so many is for caches
 
 T = TypeVar("T")
 Job = tuple[Callable[[Generator], Any], Future[Any]]
@@ -56,11 +59,12 @@ class Figures:
 class Scheduler:
     """Writes for everybody with one model, in a thread of its own.
 
-    `rows`: the most texts that are written at a time. `queue`: the most that wait beside them.
+    `rows`: the most texts that are written at a time, fewer where memory does not hold so many of the longest.
+    `queue`: the most that wait beside them.
     """
 
     def __init__(self, generator: Generator, rows: int = 32, queue: int = 256):
-        self.generator, self.rows, self.queue = generator, rows, queue
+        self.generator, self.rows, self.queue = generator, min(rows, _rows_in_memory(generator)), queue
         self.figures = Figures()
         self._changed = threading.Condition()  # guards all below
         self._waiting: deque[tuple[Row, Ticket]] = deque()
@@ -237,6 +241,13 @@ class Ticket:
                 raise item
             unfinished -= item.finish is not None
             yield item
+
+
+def _rows_in_memory(generator: Generator) -> int:
+    """How many texts as long as the model's context there is memory for, twice: a cache that moves is held twice."""
+    writer = generator.writer
+    each = sum(layer.nbytes() for layer in writer.new_cache(1, writer.config.context))
+    return max(1, available_memory(generator.bias.device) // (2 * MEMORY * each))
 
 
 def _push(news: list[tuple[Ticket, list[Token | HomespunError]]]) -> None:
