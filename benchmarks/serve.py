@@ -6,7 +6,7 @@ A model of random weights is served by a process of its own; the clients are thr
 
 - one client after another against all clients at once: the same requests of mixed lengths, half of them streamed;
 - the same requests, all clients at once, with transformers' `generate` behind the same server, one request at a time;
-- ten short requests beside one of 500 tokens: the slowest of them but for one in twenty, as a share of the long one's time.
+- ten short requests beside one of 500 tokens: the time of the slowest, as a share of the long one's.
 
 Nothing else may run on the machine meanwhile. docs/serving.md says what it showed.
 """
@@ -33,12 +33,13 @@ from typing import Any
 
 SHAPE = ["model.width=384", "model.layers=6", "model.context=1024", "tokenizer.kind=bpe", "tokenizer.size=4096",
          "model.attention={kind: grouped, heads: 6}", "model.feed_forward={kind: swiglu}"]  # fmt: skip
-WORDS = "once upon a time there was a small girl who had a red ball and she took it to the garden".split()
+NAME = "run"
+WORDS = ["once", "upon", "a", "time", "there", "was", "small", "girl", "who", "had", "red", "ball", "garden"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, help="serve this run instead of an untrained model of 10 million weights")
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
@@ -49,8 +50,7 @@ def main() -> None:
     if given.behind:
         return serve_transformers(given.run)
     with tempfile.TemporaryDirectory() as folder:
-        run = given.run or untrained(Path(folder) / "run")
-        report = measured(run, given)
+        report = measured(untrained(Path(folder) / NAME), given)
     print(json.dumps(report, indent=2))
     if given.json:
         given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -111,7 +111,9 @@ def ask(port: int, body: dict[str, Any]) -> int:
     if body["stream"]:
         body = body | {"stream_options": {"include_usage": True}}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    connection.request(
+        "POST", "/v1/completions", json.dumps(body | {"model": NAME}), {"Content-Type": "application/json"}
+    )
     answer = connection.getresponse()
     text = answer.read().decode()
     connection.close()
@@ -166,3 +168,87 @@ def untrained(folder: Path) -> Path:
 
     hs.train("stories:3000", hs.recipe("house-small", *SHAPE, "train.steps=1", "train.batch_tokens=2048"), folder)
     return folder
+
+
+def serve_transformers(run: Path) -> None:
+    """The same server, in which transformers' `generate` writes, for one request at a time."""
+    from homespun.run import export
+    from homespun.serve.limits import Limits
+    from homespun.serve.served import open_runs
+    from homespun.serve.server import serve
+
+    with tempfile.TemporaryDirectory() as folder:
+        export(run, Path(folder) / "hf")
+        runs = open_runs([run], "last", None, Limits())
+        for served in runs.all.values():
+            served._scheduler = OneAtATime(served.scheduler.generator, Path(folder) / "hf")
+        serve(runs, "127.0.0.1", 0, Limits(), ready=lambda address: print(address, flush=True))
+
+
+class OneAtATime:
+    """What the server needs of a scheduler, with transformers behind it."""
+
+    def __init__(self, generator: Any, folder: Path):
+        from transformers import AutoModelForCausalLM
+
+        from homespun.serve.scheduler import Figures
+
+        self.generator, self.figures = generator, Figures()
+        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.lock = asyncio.Lock()
+
+    def start(self) -> None: ...
+
+    def close(self, grace: float = 0) -> None: ...
+
+    def open(self, prompts: Any, sampling: Any, count: int = 1, alternatives: int = 0) -> OneTicket:
+        rows = [self.generator.row(prompt, sampling, index) for index, prompt in enumerate(prompts)]
+        return OneTicket(self, rows)
+
+
+class OneTicket:
+    """The texts of a request, written one after the other when it is this request's turn."""
+
+    def __init__(self, scheduler: OneAtATime, rows: list[Any]):
+        self.scheduler, self.rows = scheduler, rows
+        self.news: list[Any] = []
+
+    async def __aenter__(self) -> OneTicket:
+        await self.scheduler.lock.acquire()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        self.scheduler.lock.release()
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        loop = asyncio.get_running_loop()
+        for row in self.rows:
+            arrived: asyncio.Queue[int] = asyncio.Queue()
+            writing = asyncio.create_task(asyncio.to_thread(self._generate, row, loop, arrived))
+            while not row.done:
+                yield row.take(await arrived.get(), 0.0)
+            await writing
+
+    def _generate(self, row: Any, loop: asyncio.AbstractEventLoop, arrived: asyncio.Queue[int]) -> None:
+        import torch
+
+        class Streamer:  # is given the prompt first, then each token
+            prompt = True
+
+            def put(self, ids: Any) -> None:
+                if not self.prompt:
+                    loop.call_soon_threadsafe(arrived.put_nowait, int(ids.flatten()[-1]))
+                self.prompt = False
+
+            def end(self) -> None: ...
+
+        ids = torch.tensor([row.ids])
+        with torch.inference_mode():
+            self.scheduler.model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=row.left,
+                eos_token_id=self.scheduler.generator.tokenizer.end, pad_token_id=0, streamer=Streamer(),
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

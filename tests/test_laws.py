@@ -29,6 +29,7 @@ FLOORS = [
     {"generate", "evaluate", "exchange"},
     {"benchmark", "families"},
     {"run"},
+    {"serve"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
@@ -88,6 +89,8 @@ OWNERS = {
     "torch.distributed": {"train/parallel.py"},
     "yaml": {"config.py"},
     "typer": {"cli"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
     "tensorboard": {"train/log.py"},
     "wandb": {"train/log.py"},
     "safetensors": {"train/checkpoint.py", "exchange"},

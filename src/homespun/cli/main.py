@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from homespun import __version__
-from homespun.cli import bench, demo, export, generate, import_, info, plan, prepare, report, train
+from homespun.cli import bench, chat, demo, export, generate, import_, info, plan, prepare, report, serve, train
 from homespun.errors import HomespunError
 
 app = typer.Typer(
@@ -27,7 +27,13 @@ app = typer.Typer(
 
 _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Train": {"demo": demo.demo, "train": train.train, "plan": plan.plan, "prepare": prepare.prepare},
-    "Use": {"generate": generate.generate, "export": export.export, "import": import_.import_},
+    "Use": {
+        "generate": generate.generate,
+        "chat": chat.chat,
+        "serve": serve.serve,
+        "export": export.export,
+        "import": import_.import_,
+    },
     "Look": {"info": info.info, "report": report.report, "bench": bench.bench},
 }
 for _panel, _verbs in _PANELS.items():

@@ -119,6 +119,10 @@ class Tokenizer:
         """A stream whose pieces, joined, are exactly `decode(ids, special)`."""
         return TextStream(self._spelled if special else self._silent, self._drops_space)
 
+    def piece(self, token: int) -> bytes:
+        """The bytes that an id stands for within a text, a special token's spelling; none for an id that is unknown."""
+        return self._spelled.get(token, b"")
+
     def token_bytes(self) -> np.ndarray:
         """Bytes of text that each id stands for: int64 (vocab_size,), 0 for special tokens.
 

@@ -125,6 +125,9 @@ def read_about(folder: Path) -> tuple[dict[str, Any], str | None]:
     about = read_json(path) if path.is_file() else {}
     about = {key: value for key, value in about.items() if key not in ("auto_map", "chat_template")}
     template = (read_json(path) if path.is_file() else {}).get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
+        template = named.get("default")
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
         if jinja.stat().st_size > _TEMPLATE_LIMIT:

@@ -72,7 +72,7 @@ class Batch:
 
     def step(self) -> list[tuple[Row, Token]]:
         """Reads on in a prompt that waits, and writes one token of every text whose prompt has been read."""
-        with torch.inference_mode(), _evaluating(self._model):
+        with torch.inference_mode(), evaluating(self._model):
             self._leave()
             rows = [row for row in self._rows if row is not None]
             read = self._read(bool(rows))
@@ -289,7 +289,7 @@ def describe(logits: Tensor, ids: Tensor, alternatives: int) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout is off inside; every module is as before outside, also between the pieces of a stream."""
     training = [module for module in model.modules() if module.training] if model.training else []
     for module in training:

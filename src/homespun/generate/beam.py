@@ -128,8 +128,6 @@ class _Search:
         few = min(self._sampling.beams, logits.size(-1))
         ids = torch.cat((shaped.argmax(-1, keepdim=True), shaped.topk(few).indices), dim=-1)
         told = torch.stack((ids.float(), logits.gather(1, ids) - total, shaped.gather(1, ids) - total), dim=-1)
-        if not math.isfinite(total.sum().item()):
-            raise CheckpointError("The model's output is not a number", "Use an earlier checkpoint of this run.")
         found = []
         for parent, (live, row) in enumerate(zip(self._live, told.tolist(), strict=True)):
             greedy = row[0][0]
@@ -151,6 +149,8 @@ class _Search:
 
     def _continue(self, candidate: _Candidate) -> _Live | None:
         """The beam with one token more; none if it has ended with it."""
+        if math.isnan(candidate.log_probability):
+            raise CheckpointError("The model's output is not a number", "Use an earlier checkpoint of this run.")
         live, token = self._live[candidate.parent], candidate.token
         ids, log_probabilities = [*live.ids, token], [*live.log_probabilities, candidate.log_probability]
         total = live.total + candidate.log_probability

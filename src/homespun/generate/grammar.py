@@ -65,7 +65,7 @@ class Constraint:
 
     def _note(self) -> None:
         if self._matcher.is_error():
-            self.failed = _reason(self._matcher.get_error())
+            self.failed = _reason(self._matcher)
 
     def __copy__(self) -> Constraint:
         other = Constraint(self._matcher.deep_copy(), self._known, self._vocab)
@@ -79,12 +79,9 @@ def _start(tokenizer: Tokenizer, name: str, grammar: str) -> Any:
     library = _library()
     limits = library.LLParserLimits(verbose_errors=False)
     matcher = library.LLMatcher(_vocabulary(tokenizer), grammar, log_level=0, limits=limits)
-    problem = f"{name} cannot be used"
-    if not matcher.is_error():
-        problem = f"No text of this vocabulary matches {name}"
-        matcher.compute_bitmask()
+    matcher.compute_bitmask()
     if matcher.is_error():
-        raise ConfigError(f"{problem}: {_reason(matcher.get_error())}", "docs/generation.md says what is possible.")
+        raise ConfigError(f"{name} cannot be used: {_reason(matcher)}", "docs/generation.md says what is possible.")
     return matcher
 
 
@@ -133,8 +130,10 @@ def _library() -> Any:
     return llguidance
 
 
-def _reason(message: str) -> str:
-    """The sentence in one of the library's messages, which may draw the place of a fault in several lines."""
-    first, *others = message.strip().splitlines()
+def _reason(matcher: Any) -> str:
+    """The sentence in the library's message, which may draw the place of a fault in several lines."""
+    first, *others = matcher.get_error().strip().splitlines()
+    if first == "NoExtensionBias":
+        return "no token of this vocabulary fits"
     told = next((line.removeprefix("error: ") for line in others if line.startswith("error: ")), first)
     return f"{told:.200}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from homespun.generate.batch import CHUNK, CHUNK_TOKENS, _evaluating, window_start
+from homespun.generate.batch import CHUNK, CHUNK_TOKENS, evaluating, window_start
 from homespun.model.cache import LayerCache, move, reorder
 from homespun.model.decoder import Decoder
 
@@ -31,7 +31,7 @@ class Reader:
 
     def read(self, texts: Sequence[Sequence[int]], last: int = 1) -> Tensor:
         """Float32 logits (B, last, V) after each of the last tokens of the texts, all of them in one window."""
-        with torch.inference_mode(), _evaluating(self._model):
+        with torch.inference_mode(), evaluating(self._model):
             return self._read([list(text) for text in texts], last)
 
     def branch(self, rows: Sequence[int]) -> None:

@@ -1,0 +1,109 @@
+"""The routes that write: completions and chat completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from homespun import config
+from homespun.generate.sampling import Sampling
+from homespun.serve.answer import Answer, Events
+from homespun.serve.errors import Refusal
+from homespun.serve.house import House, json_response
+from homespun.serve.limits import Limits
+from homespun.serve.schema import ChatRequest, CompletionRequest, Writing, read
+from homespun.serve.served import Served
+from homespun.serve.shapes import Chat, Completions, Shape
+
+COMPLETION_TOKENS = 16  # of a completion that says nothing about it, as at OpenAI
+
+
+class Writers:
+    """The routes, with what they share."""
+
+    def __init__(self, house: House):
+        self._house, self._limits = house, house.limits
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        return await self._respond(request, await self._house.beside(self._completion, await self._house.body(request)))
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        return await self._respond(request, await self._house.beside(self._chat, await self._house.body(request)))
+
+    async def _respond(self, request: Request, answer: Answer) -> Response:
+        if answer.asked.stream:
+            return Events(self._house, answer)
+        async with answer.ticket:
+            return json_response(await self._house.bounded(answer.whole(), request.receive))
+
+    def _completion(self, body: bytes) -> Answer:
+        asked = read(CompletionRequest, body)
+        served = self._house.runs.model(asked.model)
+        generator = served.scheduler.generator
+        tokenizer = generator.tokenizer
+        prompts = [
+            generator.begin + tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in asked.prompt
+        ]
+        before = [""] * len(prompts)
+        if asked.echo:
+            before = [p if isinstance(p, str) else tokenizer.decode(p, special=True) for p in asked.prompt]
+        shape = Completions(tokenizer, [text for text in before for _ in range(asked.n or 1)], asked.logprobs)
+        sampling = sampling_of(asked, asked.max_tokens or min(COMPLETION_TOKENS, self._limits.tokens))
+        return self._open(asked, served, prompts, sampling, shape, asked.logprobs or 0)
+
+    def _chat(self, body: bytes) -> Answer:
+        asked = read(ChatRequest, body)
+        served = self._house.runs.model(asked.model)
+        template = served.template
+        assert template is not None  # a model has one
+        prompt = template.prompt([message.model_dump() for message in asked.messages])
+        tokens = asked.max_completion_tokens or asked.max_tokens or self._limits.tokens
+        sampling = sampling_of(asked, tokens, template.stops)
+        shape = Chat(served.scheduler.generator.tokenizer, bool(asked.logprobs))
+        return self._open(asked, served, [prompt], sampling, shape, asked.top_logprobs or 0)
+
+    def _open(
+        self, asked: Writing, served: Served, prompts: list[list[int]], sampling: Sampling, shape: Shape,
+        alternatives: int,
+    ) -> Answer:  # fmt: skip
+        refuse_beyond(self._limits, asked, prompts, sampling)
+        ticket = served.scheduler.open(prompts, sampling, asked.n or 1, alternatives)
+        return Answer(asked, ticket, shape, served.fingerprint)
+
+
+def refuse_beyond(limits: Limits, asked: Writing, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+    """Raises a `Refusal` for more than the server allows."""
+    if sampling.max_tokens > limits.tokens:
+        message = f"A text may have {limits.tokens:,} tokens here, not {sampling.max_tokens:,}"
+        raise Refusal(400, message, "invalid_value", "max_tokens")
+    if len(prompts) * (asked.n or 1) > limits.texts:
+        message = f"A request may ask for {limits.texts:,} texts here, not {len(prompts) * (asked.n or 1):,}"
+        raise Refusal(400, message, "invalid_value", "n")
+    if (total := sum(map(len, prompts))) > limits.prompt_tokens:
+        message = f"A request's prompts may have {limits.prompt_tokens:,} tokens here, not {total:,}"
+        raise Refusal(400, message, "context_length_exceeded", "messages" if hasattr(asked, "messages") else "prompt")
+
+
+def sampling_of(asked: Writing, tokens: int, stops: Sequence[str] = ()) -> Sampling:
+    """How the text is written; what was left out is as OpenAI has it. Raises `ConfigError` for what is impossible."""
+    given = {
+        "max_tokens": tokens,
+        "temperature": 1.0 if asked.temperature is None else asked.temperature,
+        "top_k": asked.top_k,
+        "top_p": asked.top_p,
+        "min_p": asked.min_p,
+        "typical_p": asked.typical_p,
+        "repetition_penalty": asked.repetition_penalty,
+        "frequency_penalty": asked.frequency_penalty,
+        "presence_penalty": asked.presence_penalty,
+        "logit_bias": asked.logit_bias,
+        "regex": asked.regex,
+        "json_schema": asked.response_format.schema_of_text if asked.response_format is not None else None,
+        "stop": [*(asked.stop or ()), *stops],
+        "seed": asked.seed % 2**63 if asked.seed is not None else None,
+    }
+    return config.parse(Sampling, {name: value for name, value in given.items() if value is not None}, "the request")
