@@ -93,6 +93,7 @@ OWNERS = {
     "uvicorn": {"serve"},
     "tensorboard": {"train/log.py"},
     "wandb": {"train/log.py"},
+    "llguidance": {"generate/grammar.py"},
     "safetensors": {"train/checkpoint.py", "exchange"},
 }
 

@@ -3,7 +3,10 @@
 import random
 
 import pytest
+import torch
 
+from homespun.generate import engine
+from homespun.generate.batch import Batch
 from homespun.generate.engine import Generator
 from homespun.generate.sampling import Sampling
 from tests.generate.test_engine import BYTES, decoder
@@ -118,3 +121,35 @@ def test_the_cache_does_not_outgrow_what_its_texts_need() -> None:
         batch.step()
         sizes.append(batch.cache_slots)
     assert max(sizes) <= 2 * (2 + 6)
+
+
+CONTROLS = [
+    {}, {"temperature": 0}, {"temperature": 0.3}, {"top_k": 9}, {"top_p": 0.7}, {"min_p": 0.1}, {"typical_p": 0.6},
+    {"top_k": 40, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.2}, {"frequency_penalty": 0.7},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("controls", CONTROLS)
+def test_where_rounding_could_change_a_choice_the_text_alone_decides(
+    controls: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = Generator(decoder(context=48), BYTES)
+    honest = Batch._onwards
+
+    def texts(noise: float, seed: int) -> list[list[int]]:
+        """Written with logits that are off by up to half of what is allowed for, each time otherwise."""
+        torch.manual_seed(seed)
+        monkeypatch.setattr(
+            Batch, "_onwards", lambda self: (x := honest(self)) + (torch.rand_like(x) - 0.5) * x.abs().amax() * 0.01
+        )
+        monkeypatch.setattr(engine, "NOISE", noise)
+        rows = [generator.row(TEXT[n : n + 9], Sampling(seed=n, max_tokens=60, **controls)) for n in range(8)]
+        batch = generator.new_batch()
+        for row in rows:
+            batch.add(row)
+        while batch.busy:
+            batch.step()
+        return [row.ids for row in rows]
+
+    assert texts(0.01, 1) == texts(0.01, 2)
+    assert texts(0.0, 1) != texts(0.0, 2)

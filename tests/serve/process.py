@@ -96,5 +96,3 @@ def receive(connection: socket.socket) -> bytes:
     except ConnectionResetError:
         pass  # closed while we still sent
     return b"".join(parts)
-
-

@@ -7,6 +7,7 @@ import base64
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,16 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_key_is_asked_for_on_every_route(client: Client, runs: list[Path], method: str, path: str) -> None:
     asking = client(runs[:1], key=KEY)
     basic = base64.b64encode(f"anybody:{KEY}".encode()).decode()
-    wrong = ["", "Bearer", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", f"Token {KEY}", "Basic ???", "Basic Zm9v", "bearer é"]
+    wrong = [
+        "",
+        "Bearer",
+        f"Bearer {KEY}x",
+        f"Bearer {KEY[:-1]}",
+        f"Token {KEY}",
+        "Basic ???",
+        "Basic Zm9v",
+        "bearer é",
+    ]
     for given in wrong:
         answer = asking.request(method, path, headers={"Authorization": given.encode()} if given else {})
         assert answer.status_code == 401 and answer.headers["WWW-Authenticate"].startswith("Basic ")
@@ -108,7 +118,11 @@ def test_every_answer_is_closed_to_other_pages_and_to_guesses(client: Client, ru
 def test_a_body_has_to_be_plain_json(client: Client, runs: list[Path]) -> None:
     asking = client(runs[:1], {"body": 1000})
     body = json.dumps(ASKING)
-    for headers in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/json", "Content-Encoding": "gzip"}):
+    for headers in (
+        {},
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+    ):
         assert asking.post("/v1/completions", content=body, headers=headers).status_code == 415
     plain = {"Content-Type": "Application/JSON; charset=utf-8"}
     assert asking.post("/v1/completions", content=body, headers=plain).status_code == 200
@@ -122,7 +136,14 @@ def test_routes_and_methods_that_are_not_there(client: Client, runs: list[Path])
     asking = client(runs[:1])
     assert error_of(asking.get("/v1/completions"))["message"].startswith("This route does not take")
     assert asking.get("/v1/completions").status_code == 405
-    for path in ("/v2", "/v1/models/", "/v1/models/a/b", "/health/", "/v1/runs/small/recipe.yaml", "/v1/runs/x/metrics"):
+    for path in (
+        "/v2",
+        "/v1/models/",
+        "/v1/models/a/b",
+        "/health/",
+        "/v1/runs/small/recipe.yaml",
+        "/v1/runs/x/metrics",
+    ):
         assert asking.get(path).status_code == 404 and error_of(asking.get(path))["message"]
     assert asking.get("/v1/models/gpt").json()["error"]["code"] == "model_not_found"
     answer = asking.post("/v1/embeddings", json={"input": "x"})
@@ -156,6 +177,7 @@ def test_pages_and_their_files_have_their_types(client: Client, runs: list[Path]
         ({"tokens": 10}, {"max_tokens": 11}, "max_tokens"),
         ({"texts": 3}, {"n": 4}, "n"),
         ({"texts": 3}, {"n": 2, "prompt": ["a", "b"]}, "n"),
+        ({"rows": 1, "queue": 1}, {"n": 3}, "n"),
         ({"prompt_tokens": 5}, {"prompt": "123456"}, "prompt"),
         ({"prompt_tokens": 5}, {"prompt": [[1, 2, 3], [4, 5, 6]]}, "prompt"),
     ],
@@ -167,16 +189,24 @@ def test_nobody_gets_more_than_the_limits(
     assert answer.status_code == 400 and error_of(answer)["param"] == param
 
 
-@pytest.mark.parametrize("fields", [{"prompt": [-1]}, {"prompt": [10**9]}, {"prompt": [260]}, {"logit_bias": {"260": 1}}])
+@pytest.mark.parametrize(
+    "fields", [{"prompt": [-1]}, {"prompt": [10**9]}, {"prompt": [260]}, {"logit_bias": {"260": 1}}]
+)
 def test_ids_that_the_model_does_not_know_are_refused(client: Client, runs: list[Path], fields: Any) -> None:
     assert client(runs[:1]).post("/v1/completions", json=ASKING | fields).status_code == 400
 
 
 def test_a_full_queue_says_when_to_come_again(client: Client, runs: list[Path], slow: None) -> None:
     asking = client(runs[:1], {"rows": 1, "queue": 2})
-    answer = asking.post("/v1/completions", json=ASKING | {"n": 4})
-    assert answer.status_code == 429 and answer.headers["Retry-After"] and error_of(answer)["code"] == "server_busy"
-    assert asking.post("/v1/completions", json=ASKING | {"n": 4, "stream": True}).status_code == 429
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(asking.post, "/v1/completions", json=ASKING | {"max_tokens": 20, "logit_bias": ON})
+        while not asking.app_state["house"].runs.models["small"].scheduler.figures.written_tokens:
+            time.sleep(0.001)
+        for stream in (False, True):
+            answer = asking.post("/v1/completions", json=ASKING | {"n": 3, "stream": stream})
+            assert answer.status_code == 429 and answer.headers["Retry-After"]
+            assert error_of(answer)["code"] == "server_busy"
+        assert first.result().status_code == 200
     assert asking.post("/v1/completions", json=ASKING | {"n": 3}).status_code == 200
 
 

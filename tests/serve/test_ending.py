@@ -117,7 +117,12 @@ def test_keys_that_are_none(serve: Serve, runs: list[Path], tmp_path: Path) -> N
         file.write_bytes(content)
         file.chmod(0o600)
         assert "shorter than 16" in serve(runs[0], "--api-key-file", file)
-    for content in (b"two words that are long\n", b"x" * 2000, "schlüssel-schlüssel".encode(), b"line-of-words-1\nline-2"):
+    for content in (
+        b"two words that are long\n",
+        b"x" * 2000,
+        "schlüssel-schlüssel".encode(),
+        b"line-of-words-1\nline-2",
+    ):
         file.write_bytes(content)
         assert "one word" in serve(runs[0], "--api-key-file", file)
     file.write_bytes(b"0123456789abcdef\n")

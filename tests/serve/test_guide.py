@@ -1,7 +1,8 @@
-"""Every command of docs/serving.md works, and what it says of limits, codes and figures is so.
+"""Every command of docs/serving.md works, and what it says of the limits is so.
 
-The guide is read from its beginning to its end, in a folder with a run in `runs/mine`. A line that begins with `homespun
-serve` starts a server, which ends the one before; it listens at 127.0.0.1 on a free port, which takes the place of 8000.
+The guide is read from its beginning to its end, in a folder with a run in `runs/mine`. A line that begins with
+`homespun serve` starts a server, which ends the one before; it listens at 127.0.0.1 on a free port, which takes the
+place of 8000.
 """
 
 from __future__ import annotations
@@ -73,5 +74,3 @@ def test_the_limits_are_those_of_the_guide_and_of_the_command() -> None:
     source = inspect.getsource(verb)
     for option, default in said.items():
         assert re.search(rf'"{option}", "\w+", "[^"]*: {default}\."', source), option
-
-

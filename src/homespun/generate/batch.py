@@ -7,6 +7,7 @@ its own tokens, seed and settings alone; its company changes rounding, no more.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from homespun.generate.records import Token
 from homespun.generate.row import Row
-from homespun.generate.sampling import draws, sample
+from homespun.generate.sampling import choose, draws
 from homespun.model.cache import LayerCache, adopt, move, reorder
 from homespun.model.decoder import Decoder
 
@@ -35,17 +36,47 @@ def window_start(count: int, context: int) -> int:
     return max(0, -(-(count - context) // stride)) * stride
 
 
+class Choice:
+    """How the next token of a text follows from the logits. `bias` (V,): added to them; -inf is never drawn.
+
+    `noise`: how far logits may be off, as a share of the largest, by rounding that depends on a text's company. Where
+    that could change a choice, the window of the text is read again, alone, and decides: so a text is the same in any
+    company, with any cache and any draft. None: nothing is read again.
+    """
+
+    def __init__(self, model: Decoder, bias: Tensor, noise: float | None = None):
+        self.model, self.bias, self._noise = model, bias, noise
+
+    def next(self, logits: Tensor, rows: Sequence[Row]) -> list[tuple[Row, Token]]:
+        """The next token of each row, from logits (B, V)."""
+        logits = logits.float()
+        ids, slack = pick(logits + self.bias, rows, careful=self._noise is not None)
+        if self._noise is not None:
+            largest = torch.linalg.vector_norm(logits, torch.inf, -1).tolist()
+            for place, row in enumerate(rows):
+                if slack[place] < self._noise * largest[place]:
+                    read = _Reading(self.model, [row], self.bias.device).read(None)
+                    assert read is not None  # a reading without parts is read at once
+                    logits[place] = read[0].float()
+                    ids[place] = pick(logits[place : place + 1] + self.bias, [row])[0]
+        numbers = describe(logits, ids, max(row.alternatives for row in rows)).tolist()  # the only wait for the device
+        written = []
+        for row, (token, log_probability, *others) in zip(rows, numbers, strict=True):
+            told = [(int(other), value) for other, value in zip(others[::2], others[1::2], strict=True)]
+            written.append((row, row.take(int(token), log_probability, told)))
+        return written
+
+
 class Batch:
     """Texts that are written together with one decoder.
 
-    `bias` (V,): added to the logits; -inf where nothing may be drawn. `part`: the most prompt tokens that are read
-    between two tokens of the texts that are being written, so that a long prompt does not hold them up; none means that
-    all prompts that wait are read first.
+    `part`: the most prompt tokens that are read between two tokens of the texts that are being written, so that a long
+    prompt does not hold them up; none means that all prompts that wait are read first.
     """
 
-    def __init__(self, model: Decoder, bias: Tensor, part: int | None = None):
-        self._model, self._bias, self._part = model, bias, part
-        self._context = model.config.context
+    def __init__(self, choice: Choice, part: int | None = None):
+        self._choice, self._model, self._device = choice, choice.model, choice.bias.device
+        self._part, self._context = part, choice.model.config.context
         self._new: list[Row] = []
         self._readings: deque[_Reading] = deque()
         self._rows: list[Row | None] = []  # whose text stands in each row of the cache; none where it is free
@@ -82,28 +113,17 @@ class Batch:
                 parts.append(logits)
             if not rows:
                 return []
-            written = self._choose(parts[0] if len(parts) == 1 else torch.cat(parts), rows)
+            written = self._choice.next(parts[0] if len(parts) == 1 else torch.cat(parts), rows)
             for reading, _ in read:
                 self._join(reading)
             return written
-
-    def _choose(self, logits: Tensor, rows: list[Row]) -> list[tuple[Row, Token]]:
-        """The next token of each row, from logits (B, V)."""
-        logits = logits.float()
-        ids = pick(logits + self._bias, rows)
-        numbers = describe(logits, ids, max(row.alternatives for row in rows)).tolist()  # the only wait for the device
-        written = []
-        for row, (token, log_probability, *others) in zip(rows, numbers, strict=True):
-            told = [(int(other), value) for other, value in zip(others[::2], others[1::2], strict=True)]
-            written.append((row, row.take(int(token), log_probability, told)))
-        return written
 
     def _read(self, writing: bool) -> list[tuple[_Reading, Tensor]]:
         """Reads on: the readings that came to their end, each with its logits after the newest tokens."""
         new, self._new = [row for row in self._new if not row.done], []
         for rows in [new] if self._part is None else _of_similar_length(new, self._context):
             if rows:
-                self._readings.append(_Reading(self._model, rows, self._bias.device))
+                self._readings.append(_Reading(self._model, rows, self._device))
         read = []
         while self._readings:
             reading = self._readings.popleft()
@@ -124,7 +144,7 @@ class Batch:
         if self._cache[0].length == self._capacity:
             self._make_room(0)
         newest = [0 if row is None else row.ids[-1] for row in self._rows]
-        hidden, _ = self._model.hidden(torch.tensor(newest, device=self._bias.device)[:, None], self._cache)
+        hidden, _ = self._model.hidden(torch.tensor(newest, device=self._device)[:, None], self._cache)
         if None in self._rows:
             hidden = hidden[[place for place, row in enumerate(self._rows) if row is not None]]
         return self._model.logits(hidden[:, -1])
@@ -185,7 +205,7 @@ class Batch:
         return self._cache[0].length - max(held)
 
     def _tensor(self, numbers: Sequence[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.int64, device=self._bias.device)
+        return torch.tensor(numbers, dtype=torch.int64, device=self._device)
 
 
 class _Reading:
@@ -239,31 +259,32 @@ def _of_similar_length(rows: list[Row], context: int) -> list[list[Row]]:
     return [groups[size] for size in sorted(groups)]
 
 
-def pick(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+def pick(logits: Tensor, rows: Sequence[Row], careful: bool = False) -> tuple[Tensor, list[float]]:
     """The next id of each row (B,), from logits (B, V) with the bias added: by the row's own settings and draw.
 
-    It depends on the row's logits, settings, seed and number of tokens, and on nothing else in the batch.
+    It depends on the row's logits, settings, seed and number of tokens, and on nothing else in the batch. If `careful`,
+    also how far the logits may be off without another choice, B; see `choose`.
     """
     bound = [place for place, row in enumerate(rows) if row.constraint is not None]
     if bound:
         allowed = torch.stack([row.constraint.allowed() for row in rows if row.constraint is not None])
-        logits = logits.index_copy(
-            0,
-            torch.tensor(bound, device=logits.device),
-            logits[bound].masked_fill(~allowed.to(logits.device), -torch.inf),
-        )
+        there = torch.tensor(bound, device=logits.device)
+        logits = logits.index_copy(0, there, logits[bound].masked_fill(~allowed.to(logits.device), -torch.inf))
     alike: dict[tuple, list[int]] = {}
     for place, row in enumerate(rows):
         alike.setdefault(row.controls, []).append(place)
     if len(alike) == 1:
-        return _pick_alike(logits, rows)
+        return _pick_alike(logits, rows, careful)
     ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    slack = [math.inf] * len(rows)
     for places in alike.values():
-        ids[places] = _pick_alike(logits[places], [rows[place] for place in places])
-    return ids
+        ids[places], some = _pick_alike(logits[places], [rows[place] for place in places], careful)
+        for place, each in zip(places, some, strict=careful):
+            slack[place] = each
+    return ids, slack
 
 
-def _pick_alike(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+def _pick_alike(logits: Tensor, rows: Sequence[Row], careful: bool) -> tuple[Tensor, list[float]]:
     sampling, uniforms, seen, counts = rows[0].sampling, None, None, None
     if sampling.temperature:
         seeds, places = ([row.seed for row in rows], [len(row.ids) for row in rows])
@@ -272,7 +293,7 @@ def _pick_alike(logits: Tensor, rows: Sequence[Row]) -> Tensor:
         seen, counts = (
             torch.stack([getattr(row, name) for row in rows]).to(logits.device) for name in ("seen", "counts")
         )
-    return sample(logits, sampling, uniforms, seen, counts)
+    return choose(logits, sampling, uniforms, seen, counts, careful)
 
 
 def describe(logits: Tensor, ids: Tensor, alternatives: int) -> Tensor:

@@ -163,6 +163,8 @@ class _Search:
         if not ended and len(log_probabilities) < self._sampling.max_tokens:
             return _Live(ids, log_probabilities, total, candidate.key, candidate.greedy, bound)
         score = self._score(total, len(log_probabilities))
+        if bound is not None and bound.failed is not None:
+            ended = False  # no match
         written = tuple(ids[len(self._prompt) :])
         self._end(Beam(written, tuple(log_probabilities), score, "stop" if ended else "length"), self._text(ids)[0])
         return None

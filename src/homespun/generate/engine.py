@@ -17,7 +17,7 @@ import torch
 
 from homespun.data.tokenizer import Tokenizer
 from homespun.errors import ConfigError, DataError
-from homespun.generate.batch import Batch
+from homespun.generate.batch import Batch, Choice
 from homespun.generate.beam import beam_search
 from homespun.generate.grammar import constraint
 from homespun.generate.records import Completion, Token
@@ -29,6 +29,7 @@ from homespun.model.decoder import Decoder
 from homespun.model.packed import Weights
 
 ROWS = 64  # texts that are written at a time; more wait for their turn
+NOISE = 3e-6  # the most that rounding in fp32 changes logits, as a share of the largest
 
 DEFAULT = Sampling()
 
@@ -130,7 +131,13 @@ class Generator:
 
     def new_batch(self, part: int | None = None) -> Batch:
         """Texts to be written together; see `Batch`."""
-        return Batch(self.writer, self.bias, part)
+        return Batch(self.choice, part)
+
+    @property
+    def choice(self) -> Choice:
+        """How tokens are chosen: in fp32 so carefully that rounding cannot change a text."""
+        exact = self.model.head_weight.dtype == torch.float32 and self.weights in (None, "fp32")
+        return Choice(self.writer, self.bias, NOISE if exact else None)
 
     @property
     def writer(self) -> Decoder:

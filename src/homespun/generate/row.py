@@ -21,6 +21,8 @@ class Constraint(Protocol):
 
     done: bool
     """Whether nothing may follow."""
+    failed: str | None
+    """Why the text cannot go on although it is no match yet; the end token alone is allowed then."""
 
     def allowed(self) -> Tensor:
         """True for the tokens that may come next, (V,)."""
@@ -85,6 +87,7 @@ class Row:
             raise CheckpointError("The model's output is not a number", "Use an earlier checkpoint of this run.")
         self.ids.append(token)
         ended, last = token == self._tokenizer.end, self.left == 0
+        cut = ended and self.constraint is not None and self.constraint.failed is not None
         if self.seen is not None and self.counts is not None and not ended:
             self.seen[token] = True
             self.counts[token] += 1
@@ -94,7 +97,9 @@ class Row:
         text, stopped = self._gate.push(self._stream.push(token))
         if (ended or last) and not stopped:
             text += self._gate.flush()
-        finish: Literal["stop", "length"] | None = "stop" if ended or stopped else "length" if last else None
+        finish: Literal["stop", "length"] | None = None
+        if ended or stopped or last:
+            finish = "stop" if (ended and not cut) or stopped else "length"
         self.done = finish is not None
         told = tuple(self._alternative(*pair) for pair in alternatives[: self.alternatives])
         return Token(self.index, token, text, log_probability, told, finish)

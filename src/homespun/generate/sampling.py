@@ -7,6 +7,8 @@ penalty -> logit bias -> temperature -> top-k -> top-p -> min-p -> typical-p -> 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -91,14 +93,45 @@ def sample(
     and on nothing else in the batch; temperature 0 needs none. `seen` (B, V) is true for the tokens that the repetition
     penalty concerns, and `counts` (B, V) says how often each was written.
     """
+    return choose(logits, sampling, uniforms, seen, counts)[0]
+
+
+def choose(
+    logits: Tensor,
+    sampling: Sampling,
+    uniforms: Tensor | None,
+    seen: Tensor | None = None,
+    counts: Tensor | None = None,
+    careful: bool = False,
+) -> tuple[Tensor, list[float]]:
+    """What `sample` gives; and if `careful`, about how far each logit of a row may be off without another choice, B.
+
+    A chosen token has a span of the numbers in [0, 1). Its edge F moves by at most 2 F (1 - F) times the error of the
+    logits, and what a cut leaves out changes where two logits change places.
+    """
     if sampling.temperature == 0 or uniforms is None:
-        return penalize(logits.float(), sampling, seen, counts).argmax(-1)
+        logits = penalize(logits.float(), sampling, seen, counts)
+        best = logits.topk(min(2, logits.size(-1))).values.tolist() if careful else []
+        return logits.argmax(-1), [(row[0] - row[1]) / 2 if len(row) > 1 else math.inf for row in best]
     # Rounding must not favour the first tokens of a large vocabulary; Apple's GPUs know no float64.
     exact = torch.float32 if logits.device.type == "mps" else torch.float64
-    reached = shape(logits, sampling, seen, counts).softmax(-1).cumsum(-1, dtype=exact)
-    below_one = uniforms.to(reached.device, exact).clamp(max=1 - torch.finfo(exact).eps / 2)
-    ids = torch.searchsorted(reached, below_one[:, None] * reached[:, -1:], right=True).squeeze(1)
-    return ids.clamp(max=logits.size(-1) - 1)  # NaN finds no place; let the caller see it
+    stages, cuts = [tempered(logits, sampling, seen, counts)], _cuts(sampling, logits.size(-1))
+    for cut in cuts:
+        stages.append(cut.keep(stages[-1]))
+    reached = stages[-1].softmax(-1).cumsum(-1, dtype=exact)
+    total = reached[:, -1:]
+    number = uniforms.to(reached.device, exact).clamp(max=1 - torch.finfo(exact).eps / 2)[:, None] * total
+    ids = torch.searchsorted(reached, number, right=True).clamp(max=logits.size(-1) - 1)  # NaN finds no place
+    if not careful:
+        return ids.squeeze(1), []
+    told = torch.cat((number, total, reached.gather(1, ids), reached.gather(1, (ids - 1).clamp(min=0)), ids), dim=1)
+    slack = [
+        min(_room(number / total, upper / total), _room(number / total, lower / total if place else 0.0))
+        for number, total, upper, lower, place in told.tolist()
+    ]
+    for cut, before, after in zip(cuts, stages, stages[1:], strict=False):
+        slack = list(map(min, slack, cut.slack(before, after)))
+    return ids.squeeze(1), [each * sampling.temperature for each in slack]
 
 
 def shape(logits: Tensor, sampling: Sampling, seen: Tensor | None = None, counts: Tensor | None = None) -> Tensor:
@@ -106,17 +139,61 @@ def shape(logits: Tensor, sampling: Sampling, seen: Tensor | None = None, counts
 
     Needs a temperature above 0. With typical-p the best one may go, but something stays.
     """
-    logits = penalize(logits.float(), sampling, seen, counts)
-    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # <= 0: a tiny temperature cannot overflow
-    if sampling.top_k is not None and sampling.top_k < logits.size(-1):
-        logits = keep_top_k(logits, sampling.top_k)
-    if sampling.top_p is not None and sampling.top_p < 1:
-        logits = keep_top_p(logits, sampling.top_p)
-    if sampling.min_p:
-        logits = logits.masked_fill(logits < math.log(sampling.min_p), -math.inf)
-    if sampling.typical_p is not None and sampling.typical_p < 1:
-        logits = keep_typical(logits, sampling.typical_p)
+    logits = tempered(logits, sampling, seen, counts)
+    for cut in _cuts(sampling, logits.size(-1)):
+        logits = cut.keep(logits)
     return logits
+
+
+def tempered(logits: Tensor, sampling: Sampling, seen: Tensor | None, counts: Tensor | None) -> Tensor:
+    """The float32 logits before anything is cut off; the largest is 0, so a tiny temperature cannot overflow."""
+    logits = penalize(logits.float(), sampling, seen, counts)
+    return (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Puts logits (B, V) to -inf: all but those that are highest in `order`, of `mass` together or above a `level`."""
+
+    keep: Callable[[Tensor], Tensor]
+    mass: float | None = None
+    level: float | None = None
+    order: Callable[[Tensor], Tensor] = torch.Tensor.float
+
+    def slack(self, before: Tensor, after: Tensor) -> list[float]:
+        """About how far each logit may be off while the same ones stay, B."""
+        if self.level is not None:
+            return ((before - self.level).abs().amin(-1) / 2).tolist()
+        kept, height = after > -math.inf, self.order(before)
+        least = height.masked_fill(~kept, math.inf).min(-1)
+        slack = ((least.values - height.masked_fill(kept, -math.inf).amax(-1)) / 2).tolist()
+        if self.mass is None:
+            return slack
+        q = before.softmax(-1, dtype=torch.float32)
+        masses = torch.stack(((q * kept).sum(-1), q.gather(-1, least.indices[:, None]).squeeze(-1)), dim=-1).tolist()
+        rooms = [min(_room(self.mass, mass), _room(self.mass, mass - last)) for mass, last in masses]
+        return list(map(min, slack, rooms))
+
+
+def _cuts(sampling: Sampling, vocab: int) -> list[_Cut]:
+    """What is cut off, in order."""
+    k, p, least, typical = sampling.top_k, sampling.top_p, sampling.min_p, sampling.typical_p
+    cuts = []
+    if k is not None and k < vocab:
+        cuts.append(_Cut(lambda logits: keep_top_k(logits, k)))
+    if p is not None and p < 1:
+        cuts.append(_Cut(lambda logits: keep_top_p(logits, p), mass=p))
+    if least:
+        level = math.log(least)
+        cuts.append(_Cut(lambda logits: logits.masked_fill(logits < level, -math.inf), level=level))
+    if typical is not None and typical < 1:
+        cuts.append(_Cut(lambda logits: keep_typical(logits, typical), mass=typical, order=_typicality))
+    return cuts
+
+
+def _room(number: float, edge: float) -> float:
+    """About how far each logit may be off before an edge of a share of the probability moves over a number."""
+    return abs(number - edge) / max(2 * edge * (1 - edge), 1e-300)
 
 
 def penalize(logits: Tensor, sampling: Sampling, seen: Tensor | None, counts: Tensor | None) -> Tensor:
@@ -159,14 +236,18 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 def keep_typical(logits: Tensor, p: float) -> Tensor:
     """Logits (B, V) with all at -inf but the smallest set, with probability at least p, of the tokens whose surprise
     -log q is nearest to the entropy of q; of equals at the border the lowest ids stay."""
-    log_q = logits.log_softmax(-1)
-    q = log_q.exp()
-    entropy = torch.special.entr(q).sum(-1, keepdim=True)
-    nearest, order = (log_q + entropy).abs().sort(stable=True)
-    before = q.gather(-1, order).cumsum(-1).roll(1, -1)
+    height, order = _typicality(logits).sort(descending=True, stable=True)
+    before = logits.softmax(-1).gather(-1, order).cumsum(-1).roll(1, -1)
     before[:, 0] = 0
-    kept = (before < p) & nearest.isfinite()  # rounding may leave the sum below p
+    kept = (before < p) & height.isfinite()  # rounding may leave the sum below p
     return logits.masked_fill(~torch.zeros_like(kept).scatter(-1, order, kept), -math.inf)
+
+
+def _typicality(logits: Tensor) -> Tensor:
+    """How near the surprise of each token is to the expected one: at most 0, and -inf where the logit is."""
+    log_q = logits.log_softmax(-1)
+    entropy = torch.special.entr(log_q.exp()).sum(-1, keepdim=True)
+    return -(log_q + entropy).abs()
 
 
 def _keep_largest(logits: Tensor, least: Tensor, count: Tensor | int) -> Tensor:

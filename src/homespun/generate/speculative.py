@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from homespun.errors import ConfigError
-from homespun.generate.batch import describe, pick
+from homespun.generate.batch import evaluating, pick
 from homespun.generate.reader import Reader
 from homespun.generate.records import Token
 from homespun.generate.row import Row
@@ -81,15 +81,12 @@ def speculate(generator: Generator, row: Row, draft: Draft, report: Report | Non
 
 def _judge(generator: Generator, reader: Reader, row: Row, proposed: Sequence[int]) -> tuple[list[Token], int]:
     """The tokens that follow, up to the first that was not proposed; and how many were."""
-    with torch.inference_mode():
+    choice = generator.choice
+    with torch.inference_mode(), evaluating(generator.writer):
         logits = reader.read([[*row.ids, *proposed]], len(proposed) + 1)  # (1, proposed + 1, V)
         tokens: list[Token] = []
         for place, guess in enumerate((*proposed, None)):
-            here = logits[:, place]
-            ids = pick(here + generator.bias, [row])
-            token, log_probability, *others = describe(here, ids, row.alternatives)[0].tolist()
-            told = [(int(other), value) for other, value in zip(others[::2], others[1::2], strict=True)]
-            tokens.append(row.take(int(token), log_probability, told))
+            tokens += [token for _, token in choice.next(logits[:, place], [row])]
             if tokens[-1].id != guess:
                 return tokens, place
             if row.done:
@@ -141,7 +138,7 @@ class DraftModel:
             self._row, self._reader = row, self._new_reader()
         ahead = _copied(row)
         while len(ahead.ids) < len(row.ids) + min(count, self._reader.takes_back):
-            token = int(pick(self._logits(ahead), [ahead]))
+            token = int(pick(self._logits(ahead), [ahead])[0])
             ahead.ids.append(token)
             if token == self._generator.tokenizer.end:
                 break

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from homespun.errors import CheckpointError, HomespunError
+from homespun.errors import CheckpointError, HomespunError, MissingExtraError
 from homespun.serve.scheduler import Busy, Failed
 
 RETRY = {"Retry-After": "1"}
@@ -48,6 +48,8 @@ def refusal_of(error: HomespunError | Refusal) -> Refusal:
         return Refusal(429, str(error), "server_busy", headers=RETRY)
     if isinstance(error, (CheckpointError, Failed)):
         return Refusal(500, str(error), "model_failed", headers=NO_RETRY)
+    if isinstance(error, MissingExtraError):
+        return Refusal(501, str(error), "not_implemented", headers=NO_RETRY)
     return Refusal(400, str(error), "invalid_value")
 
 

@@ -61,7 +61,9 @@ class Guard:
         try:
             await self._answer(scope, receive, sending)
         except Gone:
-            await Response(status_code=499)(scope, receive, send)  # nobody reads it, but the protocol wants an answer
+            await Response(status_code=499)(
+                scope, receive, sending
+            )  # nobody reads it, but the protocol wants an answer
         except Exception as error:
             _log(error)
             if status != 499:
@@ -81,7 +83,11 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         close = {"Connection": "close"}
-        words = [scope.get("raw_path", b""), scope["query_string"], *(part for pair in scope["headers"] for part in pair)]
+        words = [
+            scope.get("raw_path", b""),
+            scope["query_string"],
+            *(part for pair in scope["headers"] for part in pair),
+        ]
         if sum(map(len, words)) > HEAD:
             raise Refusal(431, f"The head of a request may have {HEAD:,} bytes", "head_too_large", headers=close)
         headers = Headers(scope=scope)

@@ -58,6 +58,9 @@ class Protocol(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # it was a request until its body came: nobody else may answer it
+            self.cycle.message_event.set()
         body = to_json(Refusal(400, "That is no HTTP request that can be read", "invalid_http").to_dict())
         headers = [
             (b"content-type", b"application/json"),

@@ -70,19 +70,22 @@ class Writers:
         self, asked: Writing, served: Served, prompts: list[list[int]], sampling: Sampling, shape: Shape,
         alternatives: int,
     ) -> Answer:  # fmt: skip
-        refuse_beyond(self._limits, asked, prompts, sampling)
-        ticket = served.scheduler.open(prompts, sampling, asked.n or 1, alternatives)
+        scheduler = served.scheduler
+        refuse_beyond(self._limits, scheduler.rows + scheduler.queue, asked, prompts, sampling)
+        ticket = scheduler.open(prompts, sampling, asked.n or 1, alternatives)
         return Answer(asked, ticket, shape, served.fingerprint)
 
 
-def refuse_beyond(limits: Limits, asked: Writing, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-    """Raises a `Refusal` for more than the server allows."""
+def refuse_beyond(
+    limits: Limits, room: int, asked: Writing, prompts: Sequence[Sequence[int]], sampling: Sampling
+) -> None:
+    """Raises a `Refusal` for more than the server allows. `room`: for how many texts a model has."""
     if sampling.max_tokens > limits.tokens:
         message = f"A text may have {limits.tokens:,} tokens here, not {sampling.max_tokens:,}"
         raise Refusal(400, message, "invalid_value", "max_tokens")
-    if len(prompts) * (asked.n or 1) > limits.texts:
-        message = f"A request may ask for {limits.texts:,} texts here, not {len(prompts) * (asked.n or 1):,}"
-        raise Refusal(400, message, "invalid_value", "n")
+    texts, most = len(prompts) * (asked.n or 1), min(limits.texts, room)
+    if texts > most:
+        raise Refusal(400, f"A request may ask for {most:,} texts here, not {texts:,}", "invalid_value", "n")
     if (total := sum(map(len, prompts))) > limits.prompt_tokens:
         message = f"A request's prompts may have {limits.prompt_tokens:,} tokens here, not {total:,}"
         raise Refusal(400, message, "context_length_exceeded", "messages" if hasattr(asked, "messages") else "prompt")
