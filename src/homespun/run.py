@@ -216,7 +216,8 @@ class Run:
         self.step, self.result, self.notes = step, result, list(notes)
         memory = imported(folder)
         self.sampling = config.parse(Sampling, memory.sampling() if memory else {}, "generation_config.json")
-        self.generator = Generator(model, tokenizer, memory.begin if memory is not None else (), weights)
+        begin, ends = (memory.begin, memory.ends()) if memory is not None else ((), ())
+        self.generator = Generator(model, tokenizer, begin, weights, ends)
 
     def generate(self, prompt: str | Sequence[str] = "", sampling: Sampling | None = None, **settings: Any) -> Any:
         """The continuation of `prompt`; for a list of prompts, a list.

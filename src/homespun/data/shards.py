@@ -158,10 +158,11 @@ _SIDES: tuple[Side, Side] = ("train", "valid")
 
 @dataclass
 class Counts:
-    """What one side of the split holds."""
+    """What one side of the split holds. `conversations`: documents with turns."""
 
     tokens: int = 0
     documents: int = 0
+    conversations: int = 0
     bytes: int = 0
     characters: int = 0
 
@@ -181,6 +182,7 @@ class _Shard:
         texts = [part for part in document if isinstance(part, str)]
         self._characters += sum(map(len, texts))
         self.counts.documents += 1
+        self.counts.conversations += len(texts) < len(document)
         self.counts.characters += sum(map(len, texts))
         self.counts.bytes += sum(len(text.encode()) for text in texts)
         if self._characters >= _BATCH or len(self._waiting) >= 4096:

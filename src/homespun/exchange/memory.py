@@ -46,6 +46,11 @@ class Imported(Config):
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
         return {name: self.generation[name] for name in names if self.generation.get(name)}  # 0 means no limit there
 
+    def ends(self) -> list[int]:
+        """The ids with which its maker had a text end: a chat model has one for the end of its turn."""
+        found = self.generation.get("eos_token_id", self.tokens.get("eos_token_id"))
+        return [token for token in (found if isinstance(found, list) else [found]) if isinstance(token, int)]
+
     def dtype_of(self, name: str) -> str:
         """The type of a tensor on disk."""
         return self.other_dtypes.get(name, self.dtype)

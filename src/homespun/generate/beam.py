@@ -154,7 +154,7 @@ class _Search:
         live, token = self._live[candidate.parent], candidate.token
         ids, log_probabilities = [*live.ids, token], [*live.log_probabilities, candidate.log_probability]
         total = live.total + candidate.log_probability
-        ended, bound = token == self._generator.tokenizer.end, copy.copy(live.constraint)
+        ended, bound = token in self._generator.ends, copy.copy(live.constraint)
         if bound is not None and not ended:
             bound.accept(token)
             ended = bound.done

@@ -49,14 +49,22 @@ class Generator:
       A prompt longer than C keeps its newest C // 2 to C tokens, as if it had been written (`window_start`).
     - A character that is unfinished when a text ends is left out.
 
-    `begin`: ids that stand before every prompt that is text, where a model was trained so elsewhere. `weights`: how its
-    matrices are kept for writing (`model/packed.py`); none means as they are. `draft`: what proposes tokens, so that
-    the same texts are written in fewer steps, one after the other; `report` says in how many. The model may be in
-    training mode, and may change between two calls; dropout is off while it writes. Raises `ConfigError` if the
-    vocabulary is larger than the model's.
+    `begin`: ids that stand before every prompt that is text, where a model was trained so elsewhere; `ends`: special
+    tokens that end a text there, besides the tokenizer's end. `weights`: how its matrices are kept for writing
+    (`model/packed.py`); none means as they are. `draft`: what proposes tokens, so that the same texts are written in
+    fewer steps, one after the other; `report` says in how many. The model may be in training mode, and may change
+    between two calls; dropout is off while it writes. Raises `ConfigError` if the vocabulary is larger than the
+    model's.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, begin: Sequence[int] = (), weights: Weights | None = None):
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        begin: Sequence[int] = (),
+        weights: Weights | None = None,
+        ends: Sequence[int] = (),
+    ):
         vocab = model.config.vocab or 0
         if tokenizer.vocab_size > vocab:
             raise ConfigError(
@@ -71,7 +79,9 @@ class Generator:
         self._writer: tuple[list[Any], Decoder] | None = None
         bias = torch.full((vocab,), -math.inf)
         bias[: tokenizer.vocab_size][torch.from_numpy(tokenizer.token_bytes() > 0)] = 0.0
-        bias[tokenizer.end] = 0.0
+        special = set(tokenizer.special.values())
+        self.ends = frozenset({tokenizer.end, *(token for token in ends if token in special)})
+        bias[list(self.ends)] = 0.0
         self.bias = bias.to(model.head_weight.device)  # (V,): -inf where nothing may be drawn
 
     def generate(self, prompt: Prompt, sampling: Sampling = DEFAULT) -> str:
@@ -127,7 +137,7 @@ class Generator:
         if max(sampling.logit_bias, default=0) >= vocab:
             raise ConfigError("logit_bias names ids that the model does not know", f"They end at {vocab - 1:,}.")
         bound = constraint(self.tokenizer, sampling, vocab)
-        return Row(index, ids, sampling, self.tokenizer, vocab, alternatives, bound)
+        return Row(index, ids, sampling, self.tokenizer, vocab, alternatives, bound, self.ends)
 
     def new_batch(self, part: int | None = None) -> Batch:
         """Texts to be written together; see `Batch`."""

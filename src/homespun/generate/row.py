@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Literal, Protocol
 
 import torch
@@ -39,7 +39,8 @@ class Row:
     `index`: which text of its call it is. `prompt`: how many of its `ids` are the prompt. `seed`: decides its draws.
     `alternatives`: how many of the most likely tokens are told beside each chosen one. `done`: nothing is written any
     more. `window`: which of its ids is the first that the model has read. `seen`, `counts`: for penalties, the tokens
-    (V,) of the prompt and the text, and how often each was written.
+    (V,) of the prompt and the text, and how often each was written. `ends`: the tokens that end it; none means the
+    tokenizer's end.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Row:
         vocab: int,
         alternatives: int = 0,
         constraint: Constraint | None = None,
+        ends: Set[int] = frozenset(),
     ):
         self.index, self.ids, self.prompt = index, list(ids), len(ids)
         self.sampling, self.alternatives, self.constraint = sampling, alternatives, constraint
@@ -58,14 +60,14 @@ class Row:
         self.seed = ((sampling.seed or 0) + index) % 2**63
         self.done, self.window = False, 0
         self.seen = self.counts = None
-        self._tokenizer = tokenizer
+        self._tokenizer, self._ends = tokenizer, ends or {tokenizer.end}
         self._stream = tokenizer.decoder()
         self._stream.extend(self.ids)  # a word that goes on needs no space, and a character may have begun
         self._gate = StopGate(sampling.stop)
         if sampling.penalizes:
             self.seen = torch.zeros(vocab, dtype=torch.bool)
             self.seen[self.ids] = True
-            self.seen[tokenizer.end] = False
+            self.seen[list(self._ends)] = False
             self.counts = torch.zeros(vocab)
 
     @property
@@ -86,7 +88,7 @@ class Row:
         if math.isnan(log_probability):
             raise CheckpointError("The model's output is not a number", "Use an earlier checkpoint of this run.")
         self.ids.append(token)
-        ended, last = token == self._tokenizer.end, self.left == 0
+        ended, last = token in self._ends, self.left == 0
         cut = ended and self.constraint is not None and self.constraint.failed is not None
         if self.seen is not None and self.counts is not None and not ended:
             self.seen[token] = True

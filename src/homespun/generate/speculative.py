@@ -140,7 +140,7 @@ class DraftModel:
         while len(ahead.ids) < len(row.ids) + min(count, self._reader.takes_back):
             token = int(pick(self._logits(ahead), [ahead])[0])
             ahead.ids.append(token)
-            if token == self._generator.tokenizer.end:
+            if token in self._generator.ends:
                 break
             if ahead.seen is not None and ahead.counts is not None:
                 ahead.seen[token] = True

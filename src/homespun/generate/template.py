@@ -13,13 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from homespun.data import conversation
 from homespun.data.conversation import ASSISTANT, ROLES, SYSTEM, USER, Special
-from homespun.data.corpus import Corpus, cache_folder, is_corpus
 from homespun.data.tokenizer import Tokenizer
-from homespun.errors import DataError
 from homespun.generate.engine import Generator
 from homespun.generate.sandbox import Sandbox
 from homespun.train.folder import environment_of
@@ -27,7 +23,6 @@ from homespun.train.manifest import from_json
 
 Messages = Sequence[Mapping[str, str]]
 
-_SEARCHED = 2**24  # tokens of a corpus in which an answer is looked for
 _NAMES = {SYSTEM: "system", USER: "user", ASSISTANT: "assistant"}
 
 
@@ -138,12 +133,8 @@ class Source(Protocol):
 
 
 def template_of(run: Source) -> Template:
-    """The template that the run was trained with; else the one it was imported with; else plain words.
-
-    A run does not record whether its rows were conversations. It names its corpus: while that lies where it was
-    prepared, the marks of answers are looked for there.
-    """
-    if _holds_answers(run):
+    """The template that the run was trained with; else the one it was imported with; else plain words."""
+    if environment_of(run.folder).get("conversations"):
         return Trained(run.tokenizer)
     path = run.folder / "imported.json"
     memory: dict[str, Any] = from_json(path.read_bytes()) if path.is_file() else {}  # loading the run has checked it
@@ -151,29 +142,6 @@ def template_of(run: Source) -> Template:
         return Plain(run.tokenizer, run.generator.begin)
     spelled = {key: _spelled(value) for key, value in memory.get("tokenizer", {}).items() if key.endswith("_token")}
     return Jinja(memory["chat_template"], run.tokenizer, {key: text for key, text in spelled.items() if text})
-
-
-def _holds_answers(run: Source) -> bool:
-    about = environment_of(run.folder)
-    key = str(about.get("corpus"))
-    marks = conversation.encode([ASSISTANT], run.tokenizer)
-    for place in (cache_folder() / key[:32], *map(Path, about.get("data", ()))):
-        if not is_corpus(place):
-            continue
-        try:
-            corpus = Corpus.open(place)
-        except DataError:  # a damaged one tells nothing
-            continue
-        if corpus.manifest["key"] == key:
-            return _stands_in(corpus.train.tokens[:_SEARCHED], marks)
-    return False
-
-
-def _stands_in(tokens: np.ndarray, marks: Sequence[int]) -> bool:
-    found = np.ones(max(0, len(tokens) - len(marks) + 1), dtype=bool)
-    for start, mark in enumerate(marks):
-        found &= tokens[start : start + len(found)] == mark
-    return bool(found.any())
 
 
 def _plain(messages: Messages) -> list[dict[str, str]]:

@@ -35,6 +35,7 @@ def open_folder(folder: Path, chosen: Recipe, corpus: Corpus, data: Sequence[str
             "parameters": cost(chosen.model).parameters,
             "corpus": corpus.manifest["key"],
             "data": list(data),
+            "conversations": corpus.manifest["splits"]["train"].get("conversations", 0),
         }
         _keep(folder / "tokenizer.json", corpus.tokenizer.to_json().encode())
         _write_environment(folder, about)
