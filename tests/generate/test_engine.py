@@ -295,6 +295,15 @@ def test_the_end_token_ends_a_row_and_is_told() -> None:
     assert done.tokens[-1].id == BYTES.end and done.tokens[-1].text == "" and len(done.tokens) == 6
 
 
+def test_other_special_tokens_end_a_row_only_where_they_are_named() -> None:
+    turn = BYTES.special["<|user|>"]
+    script = [*BYTES.encode("a t"), turn, *BYTES.encode("ext")]
+    model = Script(BYTES, script)
+    (done,) = Generator(model, BYTES, ends=[turn, 65]).complete(["a"], greedy(100))  # type: ignore[arg-type]
+    assert (done.text, done.finish, done.tokens[-1].id) == (" t", "stop", turn)
+    assert turn not in [token.id for token in Generator(model, BYTES).tokens(["a"], greedy(5))]  # type: ignore[arg-type]
+
+
 def test_a_text_is_exactly_as_long_as_asked() -> None:
     for count in (1, 2, 3):
         (done,) = writer("a text").complete(["a"], greedy(count))

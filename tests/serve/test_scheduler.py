@@ -124,7 +124,7 @@ def test_a_failure_is_told_to_those_it_concerns_and_the_next_request_works(
         with pytest.raises(CheckpointError, match="not a number"):
             await written(scheduler.open(["secret words"], Sampling(max_tokens=5, seed=1)))
         await scheduler.call(mend)
-        monkeypatch.setattr("homespun.generate.batch.pick", lambda *_: 1 / 0)
+        monkeypatch.setattr("homespun.generate.batch.pick", lambda *_, **__: 1 / 0)
         with pytest.raises(Failed, match="failed"):
             await written(scheduler.open(["secret words"], Sampling(max_tokens=5, seed=1)))
         monkeypatch.undo()

@@ -7,9 +7,7 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
-import logging
 import time
-import traceback
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -18,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from homespun.serve.errors import RETRY, Gone, Refusal
+from homespun.serve.faults import log_fault
 from homespun.serve.house import House, ending, refused
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -65,7 +64,7 @@ class Guard:
                 scope, receive, sending
             )  # nobody reads it, but the protocol wants an answer
         except Exception as error:
-            _log(error)
+            log_fault(error)
             if status != 499:
                 raise Broken from None  # the connection is closed: half an answer must not look whole
             await refused(Refusal(500, "A fault of the server", "internal_error"))(scope, receive, sending)
@@ -160,9 +159,3 @@ def _netloc(origin: str) -> str | None:
 
 def _digest(secret: bytes) -> bytes:
     return hashlib.sha256(secret).digest()
-
-
-def _log(error: Exception) -> None:
-    """What failed and where, without its message: that may hold what a client wrote."""
-    where = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-3:]]
-    logging.getLogger("homespun.serve").error("A fault: %s at %s", type(error).__name__, " < ".join(reversed(where)))

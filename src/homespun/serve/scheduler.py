@@ -7,7 +7,6 @@ nobody waits for them any more: the thread looks for both between two tokens, an
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,6 +21,7 @@ from homespun.generate.engine import Generator, Prompt, seeded
 from homespun.generate.records import Token
 from homespun.generate.row import Row
 from homespun.generate.sampling import Sampling
+from homespun.serve.faults import log_fault
 from homespun.train.machine import available_memory
 
 PART = 128  # prompt tokens that are read between two tokens of the texts that are being written
@@ -186,7 +186,7 @@ class Scheduler:
     def _fail(self, error: Exception) -> None:
         """Tells everybody whose text was in the batch."""
         if not isinstance(error, HomespunError):
-            logging.getLogger("homespun.serve").error("Writing failed: %s", type(error).__name__, exc_info=error)
+            log_fault(error)
             error = Failed("The model failed while it wrote", "The server's log says more.")
         with self._changed:
             self._tell({ticket: [error] for ticket in self._running.values()})
