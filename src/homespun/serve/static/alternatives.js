@@ -44,8 +44,7 @@ class Card {
       element("b", { textContent: visible(token.piece) }),
       element("span", { textContent: `${percent(token.probability)} · id ${token.id}` }));
     const rows = token.alternatives.map((each) => this.#row(each, each.id === token.id, choose));
-    const list = element("div", { class: "card-rows" }, ...rows);
-    this.root.replaceChildren(head, rows.length ? list : element("p", { class: "help", textContent: "No alternatives were told." }));
+    this.root.replaceChildren(head, element("div", { class: "card-rows" }, ...rows));
     this.root.hidden = false;
     this.#place();
   }
@@ -70,12 +69,12 @@ class Card {
     const row = element("button", { type: "button", class: "card-row" },
       element("span", { class: "piece", textContent: visible(alternative.piece) }), bar,
       element("span", { class: "share", textContent: percent(alternative.probability) }));
+    const spoken = `${visible(alternative.piece)}, ${percent(alternative.probability)}`;
+    row.setAttribute("aria-label", chosen ? `${spoken}, stands there` : `Branch with ${spoken}`);
+    row.disabled = chosen;
     if (chosen) {
       row.setAttribute("aria-current", "true");
-      row.setAttribute("aria-label", `${visible(alternative.piece)}, ${percent(alternative.probability)}, stands there`);
-      row.disabled = true;
     } else {
-      row.setAttribute("aria-label", `Branch with ${visible(alternative.piece)}, ${percent(alternative.probability)}`);
       row.addEventListener("click", () => { this.hide(); choose(alternative); });
     }
     return row;

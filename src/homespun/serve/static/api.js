@@ -23,7 +23,7 @@ export async function* stream(path, body, signal) {
       const events = (rest + value).split("\n\n");
       rest = events.pop();
       for (const event of events) {
-        const data = event.split("\n").filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trim()).join("\n");
+        const data = event.replace(/^data:\s*/, ""); // the server writes each event as one line
         if (data === "[DONE]") return;
         if (!data) continue;
         const parsed = JSON.parse(data);

@@ -1,6 +1,6 @@
 // Curves and bars, drawn by uPlot in the colours of the page, for the keyboard and for readers too.
 
-import { element, short } from "./page.js";
+import { element, percent, short } from "./page.js";
 
 const uPlot = globalThis.uPlot;
 const HEIGHT = 210;
@@ -12,23 +12,33 @@ function colour(name) {
 function axis(more) {
   const font = `12px ${getComputedStyle(document.body).fontFamily}`;
   return {
-    stroke: colour("--muted"), font, grid: { stroke: colour("--grid"), width: 1 }, ticks: { show: false }, gap: 6, size: 34, ...more,
+    stroke: colour("--muted"), font, grid: { stroke: colour("--grid"), width: 1 }, ticks: { show: false }, gap: 6,
+    size: 34, ...more,
   };
 }
 
 // Values of an axis, short and without noise; on a logarithmic one uPlot leaves some blank.
 const figures = (_, values) => values.map((value) => (value === null || value === undefined ? "" : short(value)));
 
-const named = (value) => (value === null || value === undefined ? "–" : Number.isInteger(value) ? value.toLocaleString("en") : Math.abs(value) >= 1000 ? short(value) : Number(value.toPrecision(4)));
+function named(value) {
+  if (value === null || value === undefined) return "–";
+  if (Number.isInteger(value)) return value.toLocaleString("en");
+  return Math.abs(value) >= 1000 ? short(value) : String(Number(value.toPrecision(4)));
+}
+
+function framed(title, note, place) {
+  return element("figure", {}, element("figcaption", {}, element("h3", { textContent: title }), note), place);
+}
 
 export class Curves {
   // `lines`: [column, label, colour, {points, faint, dashed}] of each curve. `note`: what the caption adds.
   constructor({ title, lines, note = "" }) {
     this.title = title;
     this.lines = lines;
-    this.place = element("div", { class: "plot", tabIndex: 0, role: "img" });
+    this.place = element("div", { class: "plot", tabIndex: 0, role: "slider" });
+    this.place.setAttribute("aria-label", `${title}: arrow keys read it step by step`);
     this.place.addEventListener("keydown", (event) => this.#walk(event));
-    this.root = element("figure", {}, element("figcaption", {}, element("h3", { textContent: title }), element("span", { class: "help", textContent: note })), this.place);
+    this.root = framed(title, element("span", { class: "help", textContent: note }), this.place);
     new ResizeObserver(() => this.plot?.setSize(this.#size())).observe(this.place);
   }
 
@@ -39,7 +49,7 @@ export class Curves {
     if (this.root.hidden) return;
     if (this.plot && this.logarithmic === logarithmic) this.plot.setData(data);
     else this.#draw(data, logarithmic);
-    this.place.setAttribute("aria-label", this.#spoken(data));
+    this.#speak(columns.steps.length - 1);
   }
 
   // The colours or the axis changed: the next `show` draws anew.
@@ -64,12 +74,13 @@ export class Curves {
     return { width: Math.max(200, this.place.clientWidth), height: HEIGHT };
   }
 
-  #spoken(data) {
-    const newest = this.lines.map(([, label], index) => {
-      const values = data[index + 1].filter((value) => value !== null);
-      return values.length ? `${label} ${named(values.at(-1))}` : "";
-    });
-    return `${this.title} over ${data[0].at(-1)} steps; newest: ${newest.filter(Boolean).join(", ")}`;
+  #speak(index) {
+    const { data } = this.plot;
+    const values = this.lines.map(([, label], line) => `${label} ${named(data[line + 1][index])}`);
+    this.place.setAttribute("aria-valuemin", data[0][0]);
+    this.place.setAttribute("aria-valuemax", data[0].at(-1));
+    this.place.setAttribute("aria-valuenow", data[0][index]);
+    this.place.setAttribute("aria-valuetext", `step ${data[0][index]}: ${values.join(", ")}`);
   }
 
   // Arrow keys move the cursor from step to step.
@@ -80,8 +91,9 @@ export class Curves {
     const to = { ArrowLeft: at - stride, ArrowRight: at + stride, Home: 0, End: steps.length - 1 }[event.key];
     if (to === undefined || !steps.length) return;
     event.preventDefault();
-    const step = steps[Math.min(Math.max(to, 0), steps.length - 1)];
-    this.plot.setCursor({ left: this.plot.valToPos(step, "x"), top: 10 });
+    const index = Math.min(Math.max(to, 0), steps.length - 1);
+    this.plot.setCursor({ left: this.plot.valToPos(steps[index], "x"), top: 10 });
+    this.#speak(index);
   }
 }
 
@@ -112,7 +124,7 @@ export class Bars {
     this.name = name;
     this.note = element("span", { class: "help" });
     this.place = element("div", { class: "plot bars", role: "img" });
-    this.root = element("figure", {}, element("figcaption", {}, element("h3", { textContent: `Layer ${name}` }), this.note), this.place);
+    this.root = framed(`Layer ${name}`, this.note, this.place);
     new ResizeObserver(() => this.plot?.setSize(this.#size())).observe(this.place);
   }
 
@@ -122,7 +134,8 @@ export class Bars {
     this.note.textContent = facts.join(", ");
     const fair = 1 / share.length;
     const data = [share.map((_, expert) => expert), share, share.map(() => fair)];
-    this.place.setAttribute("aria-label", `Layer ${this.name}: ${share.map((part, expert) => `expert ${expert} ${(100 * part).toFixed(0)} %`).join(", ")}`);
+    const spoken = share.map((part, expert) => `expert ${expert} ${percent(part)}`);
+    this.place.setAttribute("aria-label", `Layer ${this.name}: ${spoken.join(", ")}`);
     if (this.plot && this.plot.data[0].length === share.length) this.plot.setData(data);
     else this.#draw(data);
   }
@@ -136,15 +149,24 @@ export class Bars {
     this.forget();
     const experts = data[0].length;
     const percents = (_, values) => values.map((value) => `${Math.round(100 * value)} %`);
+    const whole = (_, values) => values.map((value) => (Number.isInteger(value) ? value : ""));
+    const bars = uPlot.paths.bars({ size: [0.72, 60] });
+    const points = { show: false };
     this.plot = new uPlot({
       ...this.#size(),
       legend: { show: false }, cursor: { show: false },
-      scales: { x: { time: false, range: [-0.6, experts - 0.4] }, y: { range: (_, least, most) => [0, Math.max(most, 2 / experts) * 1.05] } },
-      axes: [axis({ values: (_, values) => values.map((value) => (Number.isInteger(value) ? value : "")), grid: { show: false }, space: 18, size: 26 }), axis({ values: percents, size: 46, space: 26 })],
+      scales: {
+        x: { time: false, range: [-0.6, experts - 0.4] },
+        y: { range: (_, least, most) => [0, Math.max(most, 2 / experts) * 1.05] },
+      },
+      axes: [
+        axis({ values: whole, grid: { show: false }, space: 18, size: 26 }),
+        axis({ values: percents, size: 46, space: 26 }),
+      ],
       series: [
         { label: "expert" },
-        { label: "share", stroke: colour("--s0"), fill: colour("--s0"), width: 0, paths: uPlot.paths.bars({ size: [0.72, 60] }), points: { show: false } },
-        { label: "fair", stroke: colour("--muted"), width: 1.5, dash: [5, 4], points: { show: false } },
+        { label: "share", stroke: colour("--s0"), fill: colour("--s0"), width: 0, paths: bars, points },
+        { label: "fair", stroke: colour("--muted"), width: 1.5, dash: [5, 4], points },
       ],
     }, data, this.place);
   }

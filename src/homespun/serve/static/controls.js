@@ -21,8 +21,8 @@ const CONTROLS = [
     help: "Only tokens at least this many times as likely as the likeliest. 0 is off." },
   { name: "typical_p", label: "Typical-p", value: 1, off: 1, min: 0.01, max: 1, step: 0.01, slider: true, more: true,
     help: "Only tokens about as surprising as expected, up to this probability. 1 is off." },
-  { name: "repetition_penalty", label: "Repetition penalty", value: 1, off: 1, min: 0.5, max: 2, step: 0.05, slider: true,
-    more: true, help: "Above 1, tokens of the prompt and the text become less likely. 1 is off." },
+  { name: "repetition_penalty", label: "Repetition penalty", value: 1, off: 1, min: 0.5, max: 2, step: 0.05,
+    slider: true, more: true, help: "Above 1, tokens of the prompt and the text become less likely. 1 is off." },
   { name: "frequency_penalty", label: "Frequency penalty", value: 0, off: 0, min: -2, max: 2, step: 0.1, slider: true,
     more: true, help: "Taken from a token's logit each time it was written. 0 is off." },
   { name: "presence_penalty", label: "Presence penalty", value: 0, off: 0, min: -2, max: 2, step: 0.1, slider: true,
@@ -60,8 +60,9 @@ export class Controls {
   }
 
   // How many fields in `more` are not as they come.
-  get set_apart() {
-    return CONTROLS.filter(({ more, name, value }) => more && this.fields.get(name).input.value !== String(value ?? "")).length;
+  get changes() {
+    const { kept } = this;
+    return CONTROLS.filter(({ more, name, value }) => more && kept[name] !== String(value ?? "")).length;
   }
 
   get summary() {
@@ -91,7 +92,9 @@ export class Controls {
       id, type: "number", inputMode: control.step < 1 ? "decimal" : "numeric", ...bounds,
       placeholder: control.empty ?? "", "aria-describedby": `${id}-help`, autocomplete: "off",
     });
-    const slider = control.slider && element("input", { type: "range", ...bounds, tabIndex: -1, "aria-hidden": "true" });
+    // The slider is the pointer's way to the number; the keyboard and readers have the number itself.
+    const range = { type: "range", ...bounds, tabIndex: -1, "aria-hidden": "true" };
+    const slider = control.slider && element("input", range);
     input.addEventListener("input", () => { if (slider) slider.value = input.value; this.changed(); });
     slider?.addEventListener("input", () => { input.value = slider.value; this.changed(); });
     return { root: this.#field(control, id, input, slider), input, slider };
@@ -100,7 +103,8 @@ export class Controls {
   #area(control) {
     const id = `control-${control.name}`;
     const input = element("textarea", {
-      id, rows: control.lines, placeholder: control.placeholder ?? "", spellcheck: false, "aria-describedby": `${id}-help`,
+      id, rows: control.lines, placeholder: control.placeholder ?? "", spellcheck: false,
+      "aria-describedby": `${id}-help`,
     });
     input.addEventListener("input", this.changed);
     return { root: this.#field(control, id, input), input };
@@ -125,9 +129,11 @@ function number({ label, value, min, max, step }, input) {
   return given;
 }
 
+const ESCAPES = { "\\n": "\n", "\\t": "\t", "\\\\": "\\" };
+
 function stops(input) {
   const lines = input.value.split("\n").filter((line) => line !== "");
-  return lines.length ? lines.map((line) => line.replace(/\\(n|t|\\)/g, (_, mark) => ({ n: "\n", t: "\t", "\\": "\\" })[mark])) : undefined;
+  return lines.length ? lines.map((line) => line.replace(/\\[nt\\]/g, (mark) => ESCAPES[mark])) : undefined;
 }
 
 function biases(input) {

@@ -12,8 +12,12 @@ const QUIET = 15; // seconds without a row after which the page says so
 const SAMPLES = 3; // shown; older ones are folded away
 
 const CURVES = [
-  { title: "Loss", lines: [["loss", "training", "--s0", { faint: true }], ["smooth", "running mean", "--s0"], ["validation", "validation", "--s1", { points: true, dashed: true }]] },
-  { title: "Bits per byte", note: "of text it does not train on", lines: [["bits", "bits per byte", "--s1", { points: true }]] },
+  { title: "Loss", lines: [
+    ["loss", "training", "--s0", { faint: true }], ["smooth", "running mean", "--s0"],
+    ["validation", "validation", "--s1", { points: true, dashed: true }],
+  ] },
+  { title: "Bits per byte", note: "of text it does not train on",
+    lines: [["bits", "bits per byte", "--s1", { points: true }]] },
   { title: "Tokens per second", lines: [["speed", "tokens/s", "--s5"]] },
   { title: "Learning rate", lines: [["rate", "learning rate", "--s3"]] },
   { title: "Gradient norm", lines: [["gradient", "gradient norm", "--s4"]] },
@@ -30,13 +34,14 @@ class Tail {
   // `anew`: the file became shorter, as it does when a run goes back to a checkpoint, and is told from its beginning.
   async read() {
     const found = { rows: [], anew: false };
-    for (;;) {
-      const { rows, start, next } = await ask(`${this.path}?after=${this.next}`);
-      if (start < this.next) Object.assign(found, { rows: [], anew: true });
+    for (let from = this.next; ;) {
+      const { rows, start, next } = await ask(`${this.path}?after=${from}`);
+      if (start < from) Object.assign(found, { rows: [], anew: true });
       found.rows.push(...rows);
-      const ended = next === start;
+      from = next;
+      if (next > start) continue;
       this.next = next;
-      if (ended) return found;
+      return found;
     }
   }
 }
@@ -49,20 +54,26 @@ class Watch {
     this.story = new Story();
     this.texts = [];
     this.heard = performance.now();
-    this.read = false;
+    this.looking = false;
   }
 
   // Reads what is new; returns whether anything was.
   async look() {
-    const [metrics, samples] = await Promise.all([this.metrics.read(), this.samples.read()]);
-    if (metrics.anew) this.story = new Story();
-    if (samples.anew) this.texts = [];
-    this.story.add(metrics.rows);
-    this.texts.push(...samples.rows.filter((row) => typeof row.text === "string"));
-    this.read = true;
-    const found = metrics.anew || samples.anew || metrics.rows.length + samples.rows.length > 0;
-    if (found) this.heard = performance.now();
-    return found;
+    if (this.looking) return false;
+    this.looking = true;
+    try {
+      const metrics = await this.metrics.read();
+      if (metrics.anew) this.story = new Story();
+      this.story.add(metrics.rows);
+      const samples = await this.samples.read();
+      if (samples.anew) this.texts = [];
+      this.texts.push(...samples.rows.filter((row) => typeof row.text === "string"));
+      const found = metrics.anew || samples.anew || metrics.rows.length + samples.rows.length > 0;
+      if (found) this.heard = performance.now();
+      return found;
+    } finally {
+      this.looking = false;
+    }
   }
 }
 
@@ -143,22 +154,27 @@ class Live {
     this.#drawFigures(story);
     this.#drawExperts(story.experts);
     this.#drawSamples(texts);
-    const advice = [...story.advice].map(([text, step]) => element("li", {}, element("span", { class: "step", textContent: `step ${step}` }), text));
+    const advice = [...story.advice].map(([text, step]) => element("li", {}, stepMark("span", step), text));
     find("#advice").replaceChildren(...advice);
   }
 
   #drawFigures(story) {
     const { newest } = story;
+    const figure = (name, show, before = "", after = "") => (
+      newest[name] === undefined ? "" : `${before}${show(newest[name])}${after}`
+    );
+    const exact = (value) => value.toFixed(3);
     const told = [
-      ["Step", newest.step?.toLocaleString("en"), newest.tokens && `${short(newest.tokens)} tokens`],
-      ["Loss", newest.loss?.toFixed(3), newest.validation_loss && `validation ${newest.validation_loss.toFixed(3)}`],
-      ["Bits per byte", newest.validation_bits_per_byte?.toFixed(3), newest.validation_perplexity && `perplexity ${short(newest.validation_perplexity)}`],
-      ["Tokens per second", newest.tokens_per_second && short(newest.tokens_per_second), newest.seconds && `for ${duration(newest.seconds)}`],
-      ["Learning rate", newest.learning_rate !== undefined ? String(Number(newest.learning_rate.toPrecision(3))) : undefined, newest.skipped_steps ? `${newest.skipped_steps} steps skipped` : ""],
+      ["Step", figure("step", (value) => value.toLocaleString("en")), figure("tokens", short, "", " tokens")],
+      ["Loss", figure("loss", exact), figure("validation_loss", exact, "validation ")],
+      ["Bits per byte", figure("validation_bits_per_byte", exact), figure("validation_perplexity", short, "perplexity ")],
+      ["Tokens per second", figure("tokens_per_second", short), figure("seconds", duration, "for ")],
+      ["Learning rate", figure("learning_rate", short), newest.skipped_steps ? `${newest.skipped_steps} steps skipped` : ""],
     ].filter(([, value]) => value);
     find("#figures").hidden = !told.length;
     find("#figures").replaceChildren(...told.map(([name, value, more]) => element("div", {},
-      element("dt", { textContent: name }), element("dd", {}, value, element("small", { textContent: more || "\u00a0" })))));
+      element("dt", { textContent: name }),
+      element("dd", {}, value, element("small", { textContent: more || "\u00a0" })))));
   }
 
   #drawExperts(layers) {
@@ -175,12 +191,14 @@ class Live {
   #drawSamples(texts) {
     const newest = [...texts].reverse();
     const quotes = newest.map(({ step, prompt, text }) => element("figure", { class: "sample" },
-      element("figcaption", { class: "step", textContent: `step ${step}` }),
+      stepMark("figcaption", step),
       element("blockquote", {}, ...(prompt ? [element("mark", { textContent: prompt })] : []), pictured(text))));
     const older = quotes.splice(SAMPLES);
     const open = find("#samples details")?.open ?? false;
-    if (older.length) quotes.push(element("details", { class: "older", open }, element("summary", { textContent: `${older.length} earlier` }), ...older));
-    find("#samples").replaceChildren(...(quotes.length ? quotes : [element("p", { class: "help", textContent: "No samples yet." })]));
+    const folded = element("summary", { textContent: `${older.length} earlier` });
+    if (older.length) quotes.push(element("details", { class: "older", open }, folded, ...older));
+    if (!quotes.length) quotes.push(element("p", { class: "help", textContent: "No samples yet." }));
+    find("#samples").replaceChildren(...quotes);
   }
 
   // How the run does. Only a change of the sentence is spoken, not the age beside it.
@@ -193,13 +211,17 @@ class Live {
   }
 
   #condition(silent) {
-    if (!this.watch.story.rows.size) {
-      return this.run.training ? ["waiting", "Training has begun; nothing is measured yet."] : ["still", "This run holds no metrics: it was not trained here, or has not begun."];
-    }
-    if (!this.run.training) return ["still", "Not in training: nothing new has come for a minute or more. This page goes on looking."];
-    if (silent > QUIET) return ["waiting", "In training, but nothing new has come for a while"];
-    return ["moving", "In training"];
+    const { training } = this.run;
+    const measured = this.watch.story.rows.size > 0;
+    if (!measured && !training) return ["still", "Nothing is measured: this run was not trained here, or has not begun."];
+    if (!measured) return ["waiting", "Training has begun; nothing is measured yet"];
+    if (!training) return ["still", "Not in training: nothing has come for a minute or more. This page goes on looking."];
+    return silent > QUIET ? ["waiting", "In training, but nothing has come for a while"] : ["moving", "In training"];
   }
+}
+
+function stepMark(tag, step) {
+  return element(tag, { class: "step", textContent: `step ${step}` });
 }
 
 new Live().open();

@@ -12,12 +12,13 @@ export class Pane {
     this.house = house;
     this.run = null;
     this.turns = []; // of a conversation: {user, texts, chosen}
-    this.sending = null;
+    this.sending = null; // what is being written: {texts, abort}
     this.title = element("h2");
     this.about = element("p", { class: "help" });
     this.flow = element("div", { class: "flow" });
     this.problem = element("p", { class: "problem", role: "alert" });
-    this.root = element("article", { class: "pane" }, element("header", {}, this.title, this.about), this.flow, this.problem);
+    const head = element("header", {}, this.title, this.about);
+    this.root = element("article", { class: "pane" }, head, this.flow, this.problem);
   }
 
   get busy() {
@@ -84,16 +85,21 @@ export class Pane {
     this.stop();
     let request;
     try {
-      request = { ...this.house.request(), seed: text.seed, n: 1 };
+      request = this.house.request(this, text.seed);
     } catch (error) {
       return this.fail(error);
     }
-    text.start();
-    return this.#write("/v1/completions", { prompt: text.ids, ...request, ...forCompletions }, [text]);
+    if (this.house.chatting) request.stop = [...(request.stop ?? []), ...(this.run.stops ?? [])];
+    return this.#write("/v1/completions", { ...request, prompt: text.ids, n: 1, ...forCompletions }, [text]);
   }
 
   stop() {
-    this.sending?.abort();
+    if (!this.sending) return;
+    const { texts, abort } = this.sending;
+    this.sending = null;
+    abort.abort();
+    texts.forEach((text) => text.end("stopped"));
+    this.house.changed();
   }
 
   fail(error) {
@@ -113,38 +119,41 @@ export class Pane {
   }
 
   #open(prompt, { n = 1, seed }) {
-    return Array.from({ length: n }, (_, index) => (
-      new Written(this, { name: n > 1 ? `Text ${index + 1} of ${this.run.name}` : `Text of ${this.run.name}`, prompt, seed: seed + index })
-    ));
+    return Array.from({ length: n }, (_, index) => {
+      const name = `Text ${n > 1 ? `${index + 1} ` : ""}of ${this.run.name}`;
+      return new Written(this, { name, prompt, seed: seed + index });
+    });
   }
 
   async #write(path, body, texts) {
-    const sending = new AbortController();
+    const sending = { texts, abort: new AbortController() };
     this.sending = sending;
     this.problem.textContent = "";
     this.house.changed();
     const speaker = new Speaker(this.house.panes.length > 1 ? `${this.run.name}: ` : "");
     texts.forEach((text) => text.start());
     try {
-      for await (const part of stream(path, { ...body, model: this.run.name }, sending.signal)) {
+      for await (const part of stream(path, { ...body, model: this.run.name }, sending.abort.signal)) {
+        if (this.sending !== sending) break;
         for (const choice of part.choices) {
           texts[choice.index].take(choice);
           if (choice.index === 0) speaker.add(choice.delta ? choice.delta.content ?? "" : choice.text);
         }
         this.house.grown();
       }
-      speaker.end("The text is finished.");
-      return true;
     } catch (error) {
-      const stopped = error.name === "AbortError";
-      texts.forEach((text) => text.end(stopped ? "stopped" : "failed"));
-      speaker.end(stopped ? "Stopped." : "");
-      if (!stopped) this.fail(error);
-      return stopped;
+      if (this.sending === sending) {
+        this.sending = null;
+        texts.forEach((text) => text.end("failed"));
+        this.fail(error); // which is spoken as an alert
+        return false;
+      }
     } finally {
+      speaker.end({ stopped: "Stopped.", failed: "" }[texts[0].finish] ?? "The text is finished.");
       if (this.sending === sending) this.sending = null;
       this.house.changed();
     }
+    return true;
   }
 
   #messages(system, user) {
@@ -155,7 +164,8 @@ export class Pane {
   }
 
   #bubble(user) {
-    return element("div", { class: "said" }, element("h3", { class: "unseen", textContent: "You" }), element("p", { textContent: user }));
+    const who = element("h3", { class: "unseen", textContent: "You" });
+    return element("div", { class: "said" }, who, element("p", { textContent: user }));
   }
 
   #replies(turn) {

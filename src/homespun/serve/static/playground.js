@@ -1,6 +1,6 @@
 // The playground: what is asked, of whom, and how it is shown.
 
-import { ask } from "./api.js";
+import { Failure, ask } from "./api.js";
 import { card } from "./alternatives.js";
 import { Controls } from "./controls.js";
 import { fill, find, recall, remember } from "./page.js";
@@ -37,9 +37,9 @@ class Playground {
       const { runs } = await ask("/v1/runs");
       this.runs = runs.filter((run) => run.model);
     } catch (error) {
-      return this.#say(error.message);
+      return this.#fail(error);
     }
-    if (!this.runs.length) return this.#say("No run of this server has a model yet; the live page shows how they are trained.");
+    if (!this.runs.length) return this.#say("No run has a model yet; the live page shows how they are trained.");
     const names = this.runs.map((run) => [run.name, run.name]);
     fill(find("#model"), names, this.kept.model);
     fill(find("#other"), names, this.kept.other ?? this.runs.at(-1).name);
@@ -47,10 +47,21 @@ class Playground {
     return find("#prompt").focus({ preventScroll: true });
   }
 
-  // The sampling settings; without a seed a new one, so that every text can be had again.
-  request() {
-    const body = this.controls.request();
-    return { ...body, seed: body.seed ?? Math.floor(Math.random() * SEEDS) };
+  // The sampling settings for a pane, and the seed; the second pane may have a temperature of its own.
+  request(pane, seed) {
+    const body = { ...this.controls.request(), seed };
+    const input = find("#other-temperature");
+    if (pane === this.panes[0] || (input.value === "" && !input.validity.badInput)) return body;
+    if (!input.checkValidity()) {
+      input.focus();
+      throw new Failure("The second temperature should be a number from 0 to 2.");
+    }
+    return { ...body, temperature: input.valueAsNumber };
+  }
+
+  // The seed that is set, or a new one: every text can be had again.
+  seed() {
+    return this.controls.request().seed ?? Math.floor(Math.random() * SEEDS);
   }
 
   keepSeed(seed) {
@@ -69,11 +80,16 @@ class Playground {
     document.body.classList.toggle("busy", busy);
   }
 
-  // A text grew: in a conversation, the page stays at its end if it was there.
+  // A text grew: in a conversation, the page stays at its end if it was there. Looked at once for each picture drawn.
   grown() {
-    const { scrollHeight } = document.documentElement;
-    if (this.chatting && scrollHeight > (this.height ?? 0) && scrollY + innerHeight > (this.height ?? 0) - 80) scrollTo(0, scrollHeight);
-    this.height = scrollHeight;
+    if (!this.chatting || this.following) return;
+    this.following = requestAnimationFrame(() => {
+      this.following = null;
+      const { scrollHeight } = document.documentElement;
+      const { height = 0 } = this;
+      if (scrollHeight > height && scrollY + innerHeight > height - 80) scrollTo(0, scrollHeight);
+      this.height = scrollHeight;
+    });
   }
 
   async send() {
@@ -83,27 +99,17 @@ class Playground {
     if (this.chatting && !prompt.trim()) return this.#say("Say something first.");
     let requests;
     try {
-      const request = this.request();
-      requests = this.panes.map((_, index) => this.#for(index, request));
+      const seed = this.seed();
+      requests = this.panes.map((pane) => this.request(pane, seed));
     } catch (error) {
-      return this.#say(error.message);
+      return this.#fail(error);
     }
     if (!this.chatting) return this.panes.forEach((pane, index) => pane.writePrompt(prompt, requests[index]));
     find("#prompt").value = "";
     const system = find("#system").value.trim();
-    const answered = await Promise.all(this.panes.map((pane, index) => pane.writeTurn(system, prompt, requests[index])));
+    const turns = this.panes.map((pane, index) => pane.writeTurn(system, prompt, requests[index]));
+    const answered = await Promise.all(turns);
     if (!answered.some(Boolean) && !find("#prompt").value) find("#prompt").value = prompt;
-  }
-
-  // The second pane may have a temperature of its own.
-  #for(index, request) {
-    const input = find("#other-temperature");
-    if (index === 0 || input.value === "") return request;
-    if (!input.checkValidity()) {
-      input.focus();
-      throw new Error("The second temperature should be a number from 0 to 2.");
-    }
-    return { ...request, temperature: input.valueAsNumber };
   }
 
   stop() {
@@ -121,7 +127,7 @@ class Playground {
   #arrange() {
     const chat = this.chatting;
     document.body.classList.toggle("chat", chat);
-    for (const part of document.querySelectorAll("[data-mode]")) part.hidden = part.dataset.mode !== (chat ? "chat" : "prompt");
+    for (const part of document.querySelectorAll("[data-chat]")) part.hidden = !chat;
     find("#prompt-label").textContent = chat ? "Your turn" : "Prompt";
     find("#prompt").rows = chat ? 2 : 4;
     find("#prompt").placeholder = chat ? "Say something" : "Once upon a time";
@@ -146,7 +152,8 @@ class Playground {
     find("#experts-switch").hidden = !this.panes.some((pane) => pane.run.experts);
     const base = this.panes.find((pane) => !pane.run.chat);
     find("#base-hint").hidden = !this.chatting || !base;
-    if (base) find("#base-hint").textContent = `${base.run.name} has learned no conversations: it goes on with the text of one.`;
+    if (!base) return;
+    find("#base-hint").textContent = `${base.run.name} has learned no conversations: it goes on with the text of one.`;
   }
 
   #show() {
@@ -165,6 +172,11 @@ class Playground {
     find("#problem").textContent = sentence;
   }
 
+  #fail(error) {
+    if (!(error instanceof Failure)) throw error;
+    this.#say(error.message);
+  }
+
   #restore() {
     const { kept } = this;
     if (kept.chat) find("#mode-chat").checked = true;
@@ -176,12 +188,13 @@ class Playground {
   }
 
   #remember() {
-    const count = this.controls.set_apart;
+    const count = this.controls.changes;
     find("#more-count").textContent = count ? `${count} set` : "";
     find("#settings-summary").textContent = this.controls.summary;
     remember("playground", {
-      controls: this.controls.kept, chat: this.chatting, compare: find("#compare").checked, colours: find("#colours").checked,
-      experts: this.showsExperts, system: find("#system").value, otherTemperature: find("#other-temperature").value,
+      controls: this.controls.kept, chat: this.chatting, compare: find("#compare").checked,
+      colours: find("#colours").checked, experts: this.showsExperts,
+      system: find("#system").value, otherTemperature: find("#other-temperature").value,
       model: find("#model").value || this.kept.model, other: find("#other").value || this.kept.other,
     });
   }
@@ -193,7 +206,9 @@ class Playground {
     on("#again", "click", () => this.again());
     on("#new", "click", () => { this.#clear(); find("#prompt").focus(); });
     on("#reset", "click", () => { this.controls.set({}); this.#remember(); });
-    for (const id of ["#mode-prompt", "#mode-chat"]) on(id, "change", () => { this.#clear(); this.#arrange(); this.#remember(); });
+    for (const id of ["#mode-prompt", "#mode-chat"]) {
+      on(id, "change", () => { this.#clear(); this.#arrange(); this.#remember(); });
+    }
     for (const id of ["#model", "#other", "#compare"]) on(id, "change", () => { this.#arrange(); this.#remember(); });
     for (const id of ["#colours", "#experts"]) on(id, "change", () => { this.#show(); this.#remember(); });
     for (const id of ["#system", "#other-temperature"]) on(id, "input", () => this.#remember());

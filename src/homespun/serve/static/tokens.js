@@ -8,7 +8,7 @@ export function tokensOf(choice) {
   const text = choice.delta ? choice.delta.content ?? "" : choice.text;
   const told = choice.logprobs;
   if (!told) return [];
-  const tokens = told.content ? told.content.map(chatToken) : told.tokens.map((_, index) => completionToken(told, index));
+  const tokens = told.content?.map(chatToken) ?? told.tokens.map((_, index) => completionToken(told, index));
   let rest = text;
   tokens.forEach((token, index) => {
     const last = index === tokens.length - 1;
@@ -83,7 +83,8 @@ export function readElement(piece, experts) {
 }
 
 function gloss(experts) {
-  const layers = experts.filter((chosen) => chosen).map((chosen) => element("span", { class: "layer" }, ...chosen.map(chip)));
+  const routed = experts.filter((chosen) => chosen); // layers without experts choose none
+  const layers = routed.map((chosen) => element("span", { class: "layer" }, ...chosen.map(chip)));
   return element("span", { class: "gloss", "aria-hidden": "true" }, ...layers);
 }
 

@@ -17,7 +17,7 @@ export class Written {
     this.seed = seed;
     this.begin = null; // ids of the prompt, as soon as they are told
     this.past = []; // what stood here before each branch
-    this.#clear();
+    Object.assign(this, { tokens: [], finish: null, experts: null, clock: null });
     this.words = element("div", { class: "words", role: "group", "aria-label": `${name}, by tokens` });
     this.figures = element("span", { class: "figures-line" });
     this.undo = this.#button("Undo branch", () => this.undoBranch());
@@ -69,21 +69,23 @@ export class Written {
   // The text up to the token at `index`, and `alternative` in its place; the owner goes on from there.
   branch(index, alternative) {
     this.owner.stop();
-    this.past.push({ tokens: this.tokens, finish: this.finish, clock: this.clock, experts: this.experts });
+    this.past.push({ index, tokens: this.tokens, finish: this.finish, clock: this.clock, experts: this.experts });
     const left = this.tokens[index];
     const text = alternative.piece.replace(/\ufffd+$/, ""); // the rest of an unfinished character is still to come
     this.tokens = [...this.tokens.slice(0, index), { ...left, ...alternative, text, byHand: true }];
-    this.start();
-    this.focus(index);
+    this.experts = null;
+    this.render();
     this.owner.goOn(this);
+    this.#focusQuietly(index);
   }
 
   undoBranch() {
     if (!this.past.length) return;
     this.owner.stop();
-    Object.assign(this, this.past.pop());
+    const { index, ...before } = this.past.pop();
+    Object.assign(this, before);
     this.render();
-    this.focus(0);
+    this.#focusQuietly(index);
     if (this.owner.showsExperts && !this.experts) this.showExperts();
   }
 
@@ -120,8 +122,11 @@ export class Written {
     this.#tell(this.clock?.ended ?? performance.now());
   }
 
-  #clear() {
-    Object.assign(this, { tokens: [], finish: null, experts: null, clock: null });
+  // The focus without the card.
+  #focusQuietly(index) {
+    this.quiet = true;
+    this.focus(index);
+    this.quiet = false;
   }
 
   #append(token) {
@@ -142,7 +147,8 @@ export class Written {
 
   #readWithExperts() {
     const { from, tokens } = this.experts;
-    return tokens.slice(0, Math.max(0, this.begin.length - from)).map(({ text, experts }) => readElement(text, experts ?? []));
+    const read = tokens.slice(0, Math.max(0, this.begin.length - from));
+    return read.map(({ text, experts }) => readElement(text, experts));
   }
 
   #expertsAt(place) {
@@ -172,31 +178,37 @@ export class Written {
 
   #listen() {
     const at = (event) => event.target.closest?.("[data-index]");
-    const shown = (anchor, how) => {
-      const index = Number(anchor.dataset.index);
-      card[how](anchor, this.tokens[index], (alternative) => this.branch(index, alternative));
-    };
     this.words.addEventListener("pointerover", (event) => {
-      if (event.pointerType === "mouse" && at(event)) shown(at(event), "hover");
+      if (event.pointerType === "mouse" && at(event)) this.#show(at(event), "hover");
     });
     this.words.addEventListener("pointerleave", () => card.leave());
     this.words.addEventListener("focusin", (event) => {
       if (!at(event)) return;
       this.#makeCurrent(Number(at(event).dataset.index));
-      shown(at(event), "show");
+      if (!this.quiet) this.#show(at(event), "show");
     });
     this.words.addEventListener("focusout", (event) => { if (!card.root.contains(event.relatedTarget)) card.hide(); });
-    this.words.addEventListener("click", (event) => { at(event)?.focus(); if (at(event)) shown(at(event), "show"); });
-    this.words.addEventListener("keydown", (event) => { if (at(event)) this.#key(event, Number(at(event).dataset.index)); });
+    this.words.addEventListener("click", (event) => {
+      at(event)?.focus();
+      if (at(event)) this.#show(at(event), "show");
+    });
+    this.words.addEventListener("keydown", (event) => { if (at(event)) this.#key(event, at(event)); });
   }
 
-  #key(event, index) {
+  #show(anchor, how) {
+    const index = Number(anchor.dataset.index);
+    card[how](anchor, this.tokens[index], (alternative) => this.branch(index, alternative));
+  }
+
+  #key(event, anchor) {
+    const index = Number(anchor.dataset.index);
     const to = { ArrowRight: index + 1, ArrowLeft: index - 1, Home: 0, End: this.tokens.length - 1 }[event.key];
     if (to !== undefined) {
       event.preventDefault();
       this.focus(Math.max(0, to));
-    } else if ((event.key === "Enter" && !event.ctrlKey && !event.metaKey) || event.key === "ArrowDown" || event.key === " ") {
+    } else if (["Enter", "ArrowDown", " "].includes(event.key) && !event.ctrlKey && !event.metaKey) {
       event.preventDefault();
+      this.#show(anchor, "show");
       card.enter();
     } else if (event.key === "Escape" && card.open) {
       event.stopPropagation();
