@@ -193,7 +193,7 @@ class OneAtATime:
 
         from homespun.serve.scheduler import Figures
 
-        self.generator, self.figures = generator, Figures()
+        self.generator, self.figures, self.rows, self.queue = generator, Figures(), 1, 1000
         self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
         self.lock = asyncio.Lock()
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 SMALL = ("model.width=32", "model.layers=2", "model.attention.heads=2", "model.context=64", "train.batch_tokens=256",
-         "train.steps=100", "train.precision=fp32", "train.compile=off", "tokenizer.kind=bytes")  # fmt: skip
+         "train.steps=50", "train.evaluate_tokens=1024", "train.precision=fp32", "train.compile=off",
+         "tokenizer.kind=bytes")  # fmt: skip
 EXPERTS = ("model.feed_forward.kind=experts", "model.feed_forward.experts=4", "model.feed_forward.hidden=16",
            "model.feed_forward.dense_layers=[0]")  # fmt: skip
 

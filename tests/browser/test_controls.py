@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.browser.watched import Watched, expect
+from tests.serve.process import Process
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.browser
 Visit = Callable[..., Watched]
@@ -18,8 +24,10 @@ for (const name of ["getItem", "setItem"]) Storage.prototype[name] = () => { thr
 
 def test_every_control_is_sent_and_taken(visit: Visit) -> None:
     at = visit()
-    numbers = {"temperature": 1.2, "top_p": 0.9, "max_tokens": 8, "seed": 4, "n": 2, "top_k": 40, "min_p": 0.01,
-               "typical_p": 0.95, "repetition_penalty": 1.1, "frequency_penalty": 0.5, "presence_penalty": -0.5}  # fmt: skip
+    numbers: dict[str, Any] = {
+        "temperature": 1.2, "top_p": 0.9, "max_tokens": 8, "seed": 4, "n": 2, "top_k": 40, "min_p": 0.01,
+        "typical_p": 0.95, "repetition_penalty": 1.1, "frequency_penalty": 0.5, "presence_penalty": -0.5,
+    }  # fmt: skip
     at.write("Once", **numbers, stop="The end\n\\n\\n", logit_bias="101: 2.5\n256: -100")
     expect(at.find(".text")).to_have_count(2)
     body = at.asked[-1][1]
@@ -121,3 +129,18 @@ def test_a_browser_that_keeps_nothing(visit: Visit) -> None:
     at = visit(script=NO_STORAGE)
     at.write("Once", tokens=5)
     expect(at.find(".token[data-index]")).to_have_count(5)
+
+
+def test_a_server_with_a_key(chromium: Browser, runs: dict[str, Path], tmp_path: Path) -> None:
+    key = "a key that is long enough"
+    (tmp_path / "key").touch(mode=0o600)
+    (tmp_path / "key").write_text(key, encoding="utf-8")
+    server = Process(runs["small"], "--api-key-file", tmp_path / "key", key=key)
+    credentials: Any = {"username": "anybody", "password": key}
+    context = chromium.new_context(base_url=server.address, http_credentials=credentials)
+    at = Watched(context.new_page(), server)
+    at.page.goto("/")
+    at.write("Once", tokens=5)
+    expect(at.find(".token[data-index]")).to_have_count(5)
+    context.close()
+    server.end()

@@ -13,6 +13,8 @@ from tests.browser.watched import END, Watched, expect, pictured
 pytestmark = pytest.mark.browser
 Visit = Callable[..., Watched]
 
+CHOSEN = """all => all.map(token => [...token.querySelectorAll(".layer")]
+  .map(layer => [...layer.children].map(chip => Number(chip.textContent))))"""
 UNDO = "button:text-is('Undo branch')"
 STYLE = "mark => [getComputedStyle(mark).backgroundColor, getComputedStyle(mark).textDecorationLine]"
 
@@ -182,9 +184,7 @@ def test_the_experts_of_each_token(visit: Visit) -> None:
     expect(at.find(".words .gloss")).to_have_count(29)  # the prompt is read as well
     path, body = at.asked[-1]
     told = at.api(path, body)["tokens"]
-    shown = at.find(".words .token").evaluate_all(
-        "all => all.map(t => [...t.querySelectorAll('.layer')].map(l => [...l.children].map(i => Number(i.textContent))))"
-    )
+    shown = at.find(".words .token").evaluate_all(CHOSEN)
     assert path == "/v1/inspect" and shown == [[layer for layer in token["experts"] if layer] for token in told]
     expect(at.find("[data-index='0']")).to_have_attribute("aria-label", re.compile(r"; layer 1: \d and \d$"))
     at.find("[data-index='3']").click()

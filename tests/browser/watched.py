@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tests.serve.process import Process
@@ -62,13 +63,24 @@ class Watched:
         for name, value in controls.items():
             self.find(f"#control-{name}").fill(str(value))
 
-    def write(self, prompt: str, tokens: int = 24, **controls: Any) -> None:
+    def write(self, prompt: str, tokens: int = 24, **controls: object) -> None:
         """Writes as many tokens on a prompt, and waits for the last."""
         self.set(**{"max_tokens": tokens, "logit_bias": f"{END}: -100"} | controls)
         self.find("#prompt").fill(prompt)
         self.find("#write").click()
         expect(self.find(".token[data-index]").first).to_be_visible()
         self.settle()
+
+    def redrawn(self, plot: Locator, change: Callable[[], None]) -> None:
+        """Makes a change, and waits until the plot has become another picture."""
+        picture = "plot => plot.querySelector('canvas').toDataURL()"
+        before = plot.evaluate(picture)
+        change()
+        for _ in range(200):
+            if plot.locator("canvas").count() == 1 and plot.evaluate(picture) != before:
+                return
+            self.page.wait_for_timeout(25)
+        raise AssertionError("the picture stays as it was")
 
     def texts(self) -> list[str]:
         """Every text as it stands on the page, without its prompt."""
