@@ -132,7 +132,7 @@ def test_a_browser_that_keeps_nothing(visit: Visit) -> None:
 
 
 def test_a_server_with_a_key(chromium: Browser, runs: dict[str, Path], tmp_path: Path) -> None:
-    key = "a key that is long enough"
+    key = "a-key-that-is-long-enough"
     (tmp_path / "key").touch(mode=0o600)
     (tmp_path / "key").write_text(key, encoding="utf-8")
     server = Process(runs["small"], "--api-key-file", tmp_path / "key", key=key)

@@ -15,6 +15,7 @@ Visit = Callable[..., Watched]
 
 CHOSEN = """all => all.map(token => [...token.querySelectorAll(".layer")]
   .map(layer => [...layer.children].map(chip => Number(chip.textContent))))"""
+DEEP = {"tokens": [{"id": 79, "text": "O", "experts": [None, [0], [5]]}] * 3, "experts": 8}
 UNDO = "button:text-is('Undo branch')"
 STYLE = "mark => [getComputedStyle(mark).backgroundColor, getComputedStyle(mark).textDecorationLine]"
 
@@ -189,8 +190,22 @@ def test_the_experts_of_each_token(visit: Visit) -> None:
     expect(at.find("[data-index='0']")).to_have_attribute("aria-label", re.compile(r"; layer 1: \d and \d$"))
     at.find("[data-index='3']").click()
     expect(at.find("#alternatives .card-row")).to_have_count(5)
+    expect(at.find("#layer")).to_be_hidden()
     at.find("#experts").uncheck()
     expect(at.find(".words .gloss")).to_have_count(0)
+
+
+def test_one_layer_of_experts(visit: Visit) -> None:
+    at = visit()
+    at.page.route("**/v1/inspect", lambda route: route.fulfill(json=DEEP))
+    at.find("#model").select_option("experts")
+    at.find("#experts").check()
+    at.write("O", tokens=2)
+    expect(at.find(".layers")).to_contain_text("in layers 1, 2.")
+    assert at.find(".words .token").evaluate_all(CHOSEN) == [[[0], [5]]] * 3
+    at.find("#layer").select_option("layer 2")
+    assert at.find(".words .token").evaluate_all(CHOSEN) == [[[5]]] * 3
+    expect(at.find(".layers")).to_contain_text("in layer 2.")
 
 
 def test_experts_of_a_text_longer_than_the_context(visit: Visit) -> None:

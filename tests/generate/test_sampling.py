@@ -179,6 +179,12 @@ def test_at_least_one_token_stays() -> None:
         assert shaped.isfinite().any(-1).all() and not shaped.isnan().any()
 
 
+def test_the_coldest_temperature_takes_the_likeliest() -> None:
+    logits = torch.randn(4, 30)
+    for temperature in (1e-20, 1e-50, 5e-324):
+        assert torch.equal(sample(logits, Sampling(temperature=temperature), numbers(4)), logits.argmax(-1))
+
+
 def test_a_higher_temperature_flattens() -> None:
     logits = torch.randn(1, 30)
     cool, warm = (shape(logits, Sampling(temperature=t)).softmax(-1).amax() for t in (0.5, 2.0))

@@ -20,6 +20,7 @@ from homespun.config import Config, Count
 from homespun.errors import ConfigError
 
 SEEDS = 2**31  # a seed chosen for the user is below this: short enough to be typed again
+_COLDEST = 1e-30  # a temperature below it takes the likeliest token as surely; float32 ends at 1e-38
 _FEW = 256  # most nuclei are found among so many tokens; sorting 50,000 takes a CPU 30 times as long
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, the step of SplitMix64
 
@@ -50,7 +51,7 @@ class Sampling(Config):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] = {}
@@ -148,7 +149,7 @@ def shape(logits: Tensor, sampling: Sampling, seen: Tensor | None = None, counts
 def tempered(logits: Tensor, sampling: Sampling, seen: Tensor | None, counts: Tensor | None) -> Tensor:
     """The float32 logits before anything is cut off; the largest is 0, so a tiny temperature cannot overflow."""
     logits = penalize(logits.float(), sampling, seen, counts)
-    return (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
+    return (logits - logits.amax(-1, keepdim=True)) / max(sampling.temperature, _COLDEST)
 
 
 @dataclass(frozen=True)

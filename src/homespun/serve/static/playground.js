@@ -31,6 +31,19 @@ class Playground {
     return find("#experts").checked;
   }
 
+  // Which layer's experts are shown; null for all.
+  get layer() {
+    return find("#layer").value === "" ? null : Number(find("#layer").value);
+  }
+
+  // The layers with experts of a text that was looked into.
+  offerLayers(layers) {
+    const known = [...find("#layer").options].map((option) => option.value).filter(Boolean);
+    const all = [...new Set([...known.map(Number), ...layers])].sort((a, b) => a - b);
+    fill(find("#layer"), [["", "all layers"], ...all.map((layer) => [String(layer), `layer ${layer}`])], find("#layer").value);
+    find("#layer-choice").hidden = !this.showsExperts || all.length < 2;
+  }
+
   // Asks for the runs; without a model there is nothing to do here but watch.
   async open() {
     try {
@@ -149,6 +162,7 @@ class Playground {
     this.panes.forEach((pane, index) => pane.use(this.runs.find((run) => run.name === names[index])));
     find("#panes").replaceChildren(...this.panes.map((pane) => pane.root));
     find("#panes").classList.toggle("two", two);
+    find("#layer").replaceChildren();
     find("#experts-switch").hidden = !this.panes.some((pane) => pane.run.experts);
     const base = this.panes.find((pane) => !pane.run.chat);
     find("#base-hint").hidden = !this.chatting || !base;
@@ -159,6 +173,7 @@ class Playground {
   #show() {
     document.body.classList.toggle("plain", !find("#colours").checked);
     find("#legend").hidden = !find("#colours").checked;
+    this.offerLayers([]);
     this.panes.forEach((pane) => pane.draw());
   }
 
@@ -210,7 +225,7 @@ class Playground {
       on(id, "change", () => { this.#clear(); this.#arrange(); this.#remember(); });
     }
     for (const id of ["#model", "#other", "#compare"]) on(id, "change", () => { this.#arrange(); this.#remember(); });
-    for (const id of ["#colours", "#experts"]) on(id, "change", () => { this.#show(); this.#remember(); });
+    for (const id of ["#colours", "#experts", "#layer"]) on(id, "change", () => { this.#show(); this.#remember(); });
     for (const id of ["#system", "#other-temperature"]) on(id, "input", () => this.#remember());
     document.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); this.send(); }

@@ -103,7 +103,9 @@ export class Written {
     try {
       const told = await ask("/v1/inspect", { model: this.owner.run.name, token_ids: ids.slice(from) });
       if (this.tokens !== state) return; // a branch was made meanwhile
-      this.experts = { from, tokens: told.tokens };
+      const layers = told.tokens[0].experts.flatMap((chosen, layer) => (chosen ? [layer] : []));
+      this.experts = { from, layers, tokens: told.tokens };
+      this.owner.house.offerLayers(layers);
       this.render();
     } catch (error) {
       this.owner.fail(error);
@@ -148,15 +150,19 @@ export class Written {
   #readWithExperts() {
     const { from, tokens } = this.experts;
     const read = tokens.slice(0, Math.max(0, this.begin.length - from));
-    return read.map(({ text, experts }) => readElement(text, experts));
+    return read.map(({ text }, index) => readElement(text, this.#expertsAt(from + index)));
   }
 
+  // What the token at a place chose in the layers that are shown; null before what was looked into.
   #expertsAt(place) {
-    return this.experts.tokens[place - this.experts.from]?.experts ?? null;
+    const { layer: shown } = this.owner.house;
+    const token = this.experts.tokens[place - this.experts.from];
+    return token?.experts.map((chosen, layer) => (shown === null || shown === layer ? chosen : null)) ?? null;
   }
 
   #layerNames() {
-    const layers = (this.experts.tokens[0].experts ?? []).flatMap((chosen, layer) => (chosen ? [layer] : []));
+    const { layer } = this.owner.house;
+    const layers = layer === null ? this.experts.layers : [layer];
     const names = layers.length === 1 ? `layer ${layers[0]}` : `layers ${layers.join(", ")}`;
     return `Below each token: the experts that it chose, from the top in ${names}.`;
   }
