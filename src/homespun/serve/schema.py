@@ -153,7 +153,7 @@ class Writing(Wire):
     top_k: Positive | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     regex: Annotated[str, Field(max_length=4096)] | None = None
     return_token_ids: bool | None = None
 
