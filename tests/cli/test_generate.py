@@ -79,3 +79,11 @@ def test_no_control_character_reaches_a_terminal(
     show.write(dangerous, end="")
     shown = capsys.readouterr().out
     assert shown[0] == "a" and shown.endswith("\tb\n") and not set(shown) & set("\x1b\x07\x9b\x7f")
+
+
+def test_beams_are_neither_streamed_nor_drafted_and_nothing_is_shown_before_the_mistake(
+    homespun: Command, trained: Path
+) -> None:
+    for extra in (["--stream"], ["--draft", "lookup"]):
+        ended = homespun("generate", trained, "-p", "Once", "--beams", 2, "--max-tokens", 4, *extra)
+        assert ended.code == 2 and ended.out == "" and ended.err.startswith("Error: Beams"), ended

@@ -73,8 +73,9 @@ def _tell_gain(report: Report) -> None:
 
 
 def _stream(run: Run, prompt: str, settings: dict[str, Any]) -> None:
+    pieces = run.stream(prompt, **settings)  # a mistake is told before anything is shown
     show.write(prompt, end="")
-    for piece in run.stream(prompt, **settings):
+    for piece in pieces:
         show.write(piece, end="")
     show.write("")
 

@@ -124,10 +124,11 @@ class _Search:
             allowed = torch.stack([live.constraint.allowed() for live in self._live if live.constraint is not None])
             shaped = shaped.masked_fill(~allowed.to(shaped.device), -math.inf)
         shaped = penalize(shaped, self._sampling, self._seen, self._counts)
+        log_probabilities = logits.log_softmax(-1)
         total = logits.logsumexp(-1, keepdim=True)
         few = min(self._sampling.beams, logits.size(-1))
         ids = torch.cat((shaped.argmax(-1, keepdim=True), shaped.topk(few).indices), dim=-1)
-        told = torch.stack((ids.float(), logits.gather(1, ids) - total, shaped.gather(1, ids) - total), dim=-1)
+        told = torch.stack((ids.float(), log_probabilities.gather(1, ids), shaped.gather(1, ids) - total), dim=-1)
         found = []
         for parent, (live, row) in enumerate(zip(self._live, told.tolist(), strict=True)):
             greedy = row[0][0]

@@ -160,6 +160,8 @@ class Generator:
     def _search(self, prompt: Prompt, sampling: Sampling, count: int, alternatives: int) -> list[Completion]:
         if alternatives:
             raise ConfigError("Beams tell no alternatives", "Leave out beams, or the alternatives.")
+        if self.draft is not None:
+            raise ConfigError("Beams have no use for a draft", "Leave out beams, or the draft.")
         sampling, found = seeded(sampling), []
         for beam in beam_search(self, self.row(prompt, sampling).ids, sampling, count):
             row = self.row(prompt, sampling.model_copy(update={"max_tokens": len(beam.ids)}))

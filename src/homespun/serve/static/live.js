@@ -167,9 +167,10 @@ class Live {
     const told = [
       ["Step", figure("step", (value) => value.toLocaleString("en")), figure("tokens", short, "", " tokens")],
       ["Loss", figure("loss", exact), figure("validation_loss", exact, "validation ")],
-      ["Bits per byte", figure("validation_bits_per_byte", exact), figure("validation_perplexity", short, "perplexity ")],
+      ["Bits per byte", figure("validation_bits_per_byte", exact),
+        figure("validation_perplexity", short, "perplexity ")],
       ["Tokens per second", figure("tokens_per_second", short), figure("seconds", duration, "for ")],
-      ["Learning rate", figure("learning_rate", short), newest.skipped_steps ? `${newest.skipped_steps} steps skipped` : ""],
+      ["Learning rate", figure("learning_rate", short), newest.skipped_steps ? `skipped ${newest.skipped_steps}` : ""],
     ].filter(([, value]) => value);
     find("#figures").hidden = !told.length;
     find("#figures").replaceChildren(...told.map(([name, value, more]) => element("div", {},
@@ -213,9 +214,9 @@ class Live {
   #condition(silent) {
     const { training } = this.run;
     const measured = this.watch.story.rows.size > 0;
-    if (!measured && !training) return ["still", "Nothing is measured: this run was not trained here, or has not begun."];
+    if (!measured && !training) return ["still", "Nothing is measured: it was not trained here, or has not begun."];
     if (!measured) return ["waiting", "Training has begun; nothing is measured yet"];
-    if (!training) return ["still", "Not in training: nothing has come for a minute or more. This page goes on looking."];
+    if (!training) return ["still", "Not in training: nothing has come for a minute or more. The page goes on looking."];
     return silent > QUIET ? ["waiting", "In training, but nothing has come for a while"] : ["moving", "In training"];
   }
 }

@@ -36,12 +36,12 @@ class Playground {
     return find("#layer").value === "" ? null : Number(find("#layer").value);
   }
 
-  // The layers with experts of a text that was looked into.
-  offerLayers(layers) {
-    const known = [...find("#layer").options].map((option) => option.value).filter(Boolean);
-    const all = [...new Set([...known.map(Number), ...layers])].sort((a, b) => a - b);
-    fill(find("#layer"), [["", "all layers"], ...all.map((layer) => [String(layer), `layer ${layer}`])], find("#layer").value);
-    find("#layer-choice").hidden = !this.showsExperts || all.length < 2;
+  // Lets the layers be chosen that have experts in the texts that are shown.
+  offerLayers() {
+    const found = this.panes.flatMap((pane) => pane.texts).flatMap((text) => text.experts?.layers ?? []);
+    const layers = [...new Set(found)].sort((a, b) => a - b).map((layer) => [String(layer), `layer ${layer}`]);
+    fill(find("#layer"), [["", "all layers"], ...layers], find("#layer").value);
+    find("#layer-choice").hidden = !this.showsExperts || layers.length < 2;
   }
 
   // Asks for the runs; without a model there is nothing to do here but watch.
@@ -162,7 +162,6 @@ class Playground {
     this.panes.forEach((pane, index) => pane.use(this.runs.find((run) => run.name === names[index])));
     find("#panes").replaceChildren(...this.panes.map((pane) => pane.root));
     find("#panes").classList.toggle("two", two);
-    find("#layer").replaceChildren();
     find("#experts-switch").hidden = !this.panes.some((pane) => pane.run.experts);
     const base = this.panes.find((pane) => !pane.run.chat);
     find("#base-hint").hidden = !this.chatting || !base;
@@ -173,7 +172,7 @@ class Playground {
   #show() {
     document.body.classList.toggle("plain", !find("#colours").checked);
     find("#legend").hidden = !find("#colours").checked;
-    this.offerLayers([]);
+    this.offerLayers();
     this.panes.forEach((pane) => pane.draw());
   }
 

@@ -105,7 +105,7 @@ export class Written {
       if (this.tokens !== state) return; // a branch was made meanwhile
       const layers = told.tokens[0].experts.flatMap((chosen, layer) => (chosen ? [layer] : []));
       this.experts = { from, layers, tokens: told.tokens };
-      this.owner.house.offerLayers(layers);
+      this.owner.house.offerLayers();
       this.render();
     } catch (error) {
       this.owner.fail(error);
