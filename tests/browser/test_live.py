@@ -126,6 +126,17 @@ def test_a_run_that_goes_back_to_a_checkpoint(visit: Visit, growing: Growing) ->
     expect(steps).to_have_attribute("aria-valuemax", str(growing.rows[3]["step"]))
 
 
+def test_steps_that_are_done_again_stand_there_once(visit: Visit, growing: Growing) -> None:
+    growing.add("metrics", growing.rows)
+    at = visit("/live")
+    at.find("#run").select_option("growing")
+    expect(figure(at, "Step")).to_contain_text(str(growing.rows[-1]["step"]))
+    again = [row for row in growing.rows if "loss" in row][9:15]
+    growing.add("metrics", again)
+    expect(at.find("#curves .plot").first).to_have_attribute("aria-valuemax", str(again[-1]["step"]))
+    expect(figure(at, "Step")).to_contain_text(str(again[-1]["step"]))
+
+
 def test_it_says_when_nothing_comes(visit: Visit, growing: Growing) -> None:
     growing.add("metrics", growing.rows[:5])
     at = visit("about:blank")

@@ -40,8 +40,8 @@ def last_event(connection: socket.socket) -> str:
 
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX knows them")
 def test_sigterm_lets_texts_end_within_the_grace_and_tells_the_others(runs: list[Path]) -> None:
-    server = Process(runs[0], "--grace", 1)
-    long, short = begun(server, max_tokens=4000, n=16), begun(server, max_tokens=60)
+    server = Process(runs[0], "--grace", 3)
+    long, short = begun(server, max_tokens=4000, n=16), begun(server, max_tokens=8)
     idle = server.connect()
     server.process.send_signal(signal.SIGTERM)
     assert last_event(short) == "[DONE]"

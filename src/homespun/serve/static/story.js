@@ -20,7 +20,7 @@ export class Story {
       if (row.advice !== undefined) this.advice.set(String(row.advice), row.step);
       if (!Number.isFinite(row.step)) continue;
       if ("loss" in row) {
-        
+        if (row.step <= this.reached) this.#forget(row.step);
         this.reached = row.step;
       }
       this.rows.set(row.step, { ...this.rows.get(row.step), ...row });
