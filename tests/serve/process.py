@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import Any
@@ -57,8 +59,10 @@ class Process:
 
     def wait_for(self, name: str, right: Callable[[float], bool]) -> float:
         """Waits until a metric is right."""
+        value = float("nan")
         for _ in range(2000):
-            value = self.metric(name)
+            with contextlib.suppress(ConnectionError, urllib.error.HTTPError):  # too many may be open still
+                value = self.metric(name)
             if right(value):
                 return value
             time.sleep(0.01)

@@ -157,7 +157,10 @@ def test_a_client_that_is_slow_to_ask_is_cut_off(server: Process) -> None:
 def test_a_client_that_says_nothing_is_cut_off(server: Process) -> None:
     with server.connect() as silent, server.connect() as kept:
         kept.sendall(request("GET", "/health"))
-        assert status(kept.recv(65536)) == 200
+        answer = b""
+        while b'"status"' not in answer:
+            answer += kept.recv(65536)
+        assert status(answer) == 200
         assert receive(silent) == b"" and receive(kept) == b""
 
 

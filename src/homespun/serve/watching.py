@@ -29,6 +29,7 @@ def overview(served: Served) -> dict[str, Any]:
         "training": metrics.is_file() and time.time() - metrics.stat().st_mtime < LIVELY,
         "experts": served.experts,
         "chat": served.template is not None and served.template.conversational,
+        "stops": served.template.stops if served.template is not None else [],
     }
 
 
