@@ -239,3 +239,8 @@ def test_a_tokenizer_that_drops_spaces_is_bound_by_its_own_pieces() -> None:
         for seed in range(20)
     }
     assert texts == {" the cat", " cat", "cat the"}
+
+
+def test_an_expression_that_would_hold_up_everybody_ends_its_text_early() -> None:
+    done = untrained(BYTES).complete(["x"], Sampling(max_tokens=60, seed=1, regex="a{100000}b{100000}"))[0]
+    assert done.finish == "length" and len(done.tokens) < 10

@@ -17,6 +17,11 @@ from homespun.generate.sampling import Sampling
 # JSON on one line: a model may not write white space for ever
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
+# What one token may cost, a hundredth of the library's own limits: a text must not hold up those beside it. Repeats
+# of some thousand times are beyond it.
+LIMITS = {"initial_lexer_fuel": 50_000, "step_lexer_fuel": 5_000, "max_lexer_states": 5_000,
+          "max_grammar_size": 50_000}  # fmt: skip
+
 
 def constraint(tokenizer: Tokenizer, sampling: Sampling, vocab: int | None = None) -> Constraint | None:
     """What binds a text with these settings, at its beginning; none if nothing does.
@@ -77,7 +82,7 @@ class Constraint:
 def _start(tokenizer: Tokenizer, name: str, grammar: str) -> Any:
     """The library's matcher at the beginning of a text."""
     library = _library()
-    limits = library.LLParserLimits(verbose_errors=False)
+    limits = library.LLParserLimits(verbose_errors=False, **LIMITS)
     matcher = library.LLMatcher(_vocabulary(tokenizer), grammar, log_level=0, limits=limits)
     matcher.compute_bitmask()
     if matcher.is_error():
