@@ -17,9 +17,9 @@ from homespun.generate.sampling import Sampling
 # JSON on one line: a model may not write white space for ever
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
-# What one token may cost, a hundredth of the library's own limits: a text must not hold up those beside it. Repeats
+# What one token may cost, far below the library's own limits: a text must not hold up those beside it. Repeats
 # of some thousand times are beyond it.
-LIMITS = {"initial_lexer_fuel": 50_000, "step_lexer_fuel": 5_000, "max_lexer_states": 5_000,
+LIMITS = {"initial_lexer_fuel": 200_000, "step_lexer_fuel": 5_000, "max_lexer_states": 5_000,
           "max_grammar_size": 50_000}  # fmt: skip
 
 
