@@ -241,7 +241,7 @@ def test_a_finished_run_writes_no_sample_or_advice_twice(tmp_path):
 
 
 def test_a_time_budget_gets_advice_on_sizes_too(tmp_path):
-    trainer(tmp_path, "train.steps=null", "train.minutes=0.08", text=corpus(2)).fit()
+    trainer(tmp_path, "train.steps=null", "train.minutes=0.08", "train.batch_tokens=2048", text=corpus(2)).fit()
     said = [row["advice"] for row in read_metrics(tmp_path / "metrics.jsonl") if "advice" in row]
     assert any("times over" in sentence for sentence in said)
 
