@@ -241,6 +241,18 @@ def test_a_tokenizer_that_drops_spaces_is_bound_by_its_own_pieces() -> None:
     assert texts == {" the cat", " cat", "cat the"}
 
 
-def test_an_expression_that_would_hold_up_everybody_ends_its_text_early() -> None:
-    done = untrained(BYTES).complete(["x"], Sampling(max_tokens=60, seed=1, regex="a{100000}b{100000}"))[0]
-    assert done.finish == "length" and len(done.tokens) < 10
+def test_a_text_does_not_depend_on_those_that_were_bound_before_it() -> None:
+    writer = untrained(BYTES)
+    sampling = Sampling(max_tokens=40, temperature=1.5, regex=r"(\p{L}|😀)*")
+    texts = writer.complete(["x"], sampling.model_copy(update={"seed": 0}), count=12)
+    assert len({text.text for text in texts}) > 6
+    for number in reversed(range(12)):
+        again = writer.complete(["x"], sampling.model_copy(update={"seed": number}))[0]
+        assert [token.id for token in again.tokens] == [token.id for token in texts[number].tokens]
+
+
+@pytest.mark.parametrize("expression", ["a{100000}b{100000}", "(ab){1, 2001}", "[{]{3000,}"])
+def test_an_expression_that_repeats_too_often_is_refused(expression: str) -> None:
+    with pytest.raises(ConfigError, match="repeats something"):
+        constraint(BYTES, Sampling(regex=expression))
+    assert constraint(BYTES, Sampling(regex="[{]{2000}x*")) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -17,10 +18,10 @@ from homespun.generate.sampling import Sampling
 # JSON on one line: a model may not write white space for ever
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
-# What one token may cost, far below the library's own limits: a text must not hold up those beside it. Repeats
-# of some thousand times are beyond it.
-LIMITS = {"initial_lexer_fuel": 200_000, "step_lexer_fuel": 5_000, "max_lexer_states": 5_000,
+# What one text may cost, below the library's own limits: it must not hold up those beside it.
+LIMITS = {"initial_lexer_fuel": 200_000, "step_lexer_fuel": 50_000, "max_lexer_states": 50_000,
           "max_grammar_size": 50_000}  # fmt: skip
+REPEATS = 2_000  # the most times that an expression may repeat a part: each counts as one of its own
 
 
 def constraint(tokenizer: Tokenizer, sampling: Sampling, vocab: int | None = None) -> Constraint | None:
@@ -31,6 +32,7 @@ def constraint(tokenizer: Tokenizer, sampling: Sampling, vocab: int | None = Non
     """
     if sampling.regex is not None:
         refuse_surrogates([sampling.regex])
+        _refuse_repeats(sampling.regex)
         start = _start(tokenizer, "regex", f"start: /{_library().regex_to_lark(sampling.regex, 'd')}/")
     elif sampling.json_schema is not None:
         schema = json.dumps(sampling.json_schema or {"type": "object"}, ensure_ascii=False)
@@ -38,7 +40,7 @@ def constraint(tokenizer: Tokenizer, sampling: Sampling, vocab: int | None = Non
         start = _start(tokenizer, "json_schema", _library().LLMatcher.grammar_from_json_schema(schema, JSON_STYLE))
     else:
         return None
-    return Constraint(start.deep_copy(), tokenizer.vocab_size, vocab or tokenizer.vocab_size)
+    return Constraint(start, tokenizer.vocab_size, vocab or tokenizer.vocab_size)
 
 
 class Constraint:
@@ -78,9 +80,9 @@ class Constraint:
         return other
 
 
-@lru_cache(maxsize=64)
 def _start(tokenizer: Tokenizer, name: str, grammar: str) -> Any:
-    """The library's matcher at the beginning of a text."""
+    """The library's matcher at the beginning of a text. Each text has its own: what a matcher and its copies have found
+    out counts for their limits together, and no text may depend on others."""
     library = _library()
     limits = library.LLParserLimits(verbose_errors=False, **LIMITS)
     matcher = library.LLMatcher(_vocabulary(tokenizer), grammar, log_level=0, limits=limits)
@@ -125,6 +127,15 @@ class _Table:
             ids.append(self._number[data[start : start + size]])
             start += size
         return ids
+
+
+def _refuse_repeats(expression: str) -> None:
+    counts = [int(digits[-9:]) for digits in re.findall(r"[{,]\s*([0-9]+)\s*(?=[},])", expression)]
+    if max(counts, default=0) > REPEATS:
+        raise ConfigError(
+            f"regex repeats something {max(counts):,} times",
+            f"At most {REPEATS:,} are possible; * and + have no limit.",
+        )
 
 
 def _library() -> Any:
