@@ -406,3 +406,11 @@ def test_the_runs_are_told_and_their_rows_from_any_byte_on(client: Client, runs:
         assert asking.get(f"/v1/runs/young/metrics?after={wrong}").status_code == 400
     assert asking.get("/v1/runs/small/samples").json()["rows"][0]["step"] == 4
     assert asking.get("/health").json() == {"status": "ok", "models": ["small", "small-2"]}
+
+
+def test_a_limit_names_the_field_that_was_given(client: Client, runs: list[Path]) -> None:
+    asking = client(runs[:1], {"tokens": 10})
+    asked = {"model": "small", "messages": [{"role": "user", "content": "Hello"}]}
+    for field in ("max_tokens", "max_completion_tokens"):
+        answer = asking.post("/v1/chat/completions", json=asked | {field: 11})
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == field

@@ -82,7 +82,8 @@ def refuse_beyond(
     """Raises a `Refusal` for more than the server allows. `room`: for how many texts a model has."""
     if sampling.max_tokens > limits.tokens:
         message = f"A text may have {limits.tokens:,} tokens here, not {sampling.max_tokens:,}"
-        raise Refusal(400, message, "invalid_value", "max_tokens")
+        named = "max_completion_tokens" if getattr(asked, "max_completion_tokens", None) else "max_tokens"
+        raise Refusal(400, message, "invalid_value", named)
     texts, most = len(prompts) * (asked.n or 1), min(limits.texts, room)
     if texts > most:
         raise Refusal(400, f"A request may ask for {most:,} texts here, not {texts:,}", "invalid_value", "n")
