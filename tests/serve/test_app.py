@@ -20,6 +20,7 @@ from homespun.serve.app import build
 from homespun.serve.house import House
 from homespun.serve.limits import Limits
 from homespun.serve.served import open_runs
+from homespun.serve.watching import rows_after
 from tests.serve.conftest import END, ON, Client
 
 KEY = "a key of some length"
@@ -414,3 +415,8 @@ def test_a_limit_names_the_field_that_was_given(client: Client, runs: list[Path]
     for field in ("max_tokens", "max_completion_tokens"):
         answer = asking.post("/v1/chat/completions", json=asked | {field: 11})
         assert answer.status_code == 400 and answer.json()["error"]["param"] == field
+
+
+def test_a_number_that_json_cannot_tell_is_told_as_none(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1e999, "x": NaN, "y": 2.5}\n')
+    assert rows_after(tmp_path / "metrics.jsonl", 0)["rows"] == [{"step": 1, "loss": None, "x": None, "y": 2.5}]

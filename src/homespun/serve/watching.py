@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ def byte_of(text: str) -> int:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line, parse_constant=lambda word: None)
+        return json.loads(line, parse_constant=lambda word: None, parse_float=_finite)
     except (ValueError, RecursionError):
         return None
+
+
+def _finite(word: str) -> float | None:
+    number = float(word)
+    return number if math.isfinite(number) else None
