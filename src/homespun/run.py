@@ -296,14 +296,16 @@ def _prepare_once(data: str | Sequence[str], chosen: Recipe, console: Console, w
 
 
 def _with_vocabulary(chosen: Recipe, tokenizer: Tokenizer) -> Recipe:
-    """The recipe with `model.vocab` filled in; a vocabulary set by hand must hold every token."""
+    """The recipe with what the text and the objective ask of the model; a vocabulary set by hand must hold every token."""
     asked = chosen.model.vocab
     if asked is not None and asked < tokenizer.vocab_size:
         raise ConfigError(
             f"model.vocab = {asked} is smaller than the tokenizer's {tokenizer.vocab_size} tokens",
             "Leave model.vocab out, or choose a smaller tokenizer.",
         )
-    return config.override(chosen, [f"model.vocab={asked or tokenizer.vocab_size}"])
+    model = chosen.objective.completed(chosen.model)
+    sized = chosen.model_copy(update={"model": model})
+    return config.override(sized, [f"model.vocab={asked or tokenizer.vocab_size}"])
 
 
 def _sampler(tokenizer: Tokenizer) -> Any:

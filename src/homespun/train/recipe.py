@@ -10,7 +10,7 @@ from homespun.config import Config, Count
 from homespun.data.corpus import DataConfig
 from homespun.data.vocabulary import Auto, TokenizerConfig
 from homespun.model.decoder import ModelConfig
-from homespun.objectives.next_token import NextToken
+from homespun.objectives import NextToken, Objective
 from homespun.optim import AdamW, Optimizer
 from homespun.train.compiling import Compile
 from homespun.train.precision import Choice
@@ -55,11 +55,12 @@ class Recipe(Config):
     model: ModelConfig = ModelConfig()
     tokenizer: TokenizerConfig = Auto()
     data: DataConfig = DataConfig()
-    objective: NextToken = NextToken()
+    objective: Objective = NextToken()
     optimizer: Optimizer = AdamW()
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         self.optimizer.check(self.model)
+        self.objective.check(self.model)
         return self

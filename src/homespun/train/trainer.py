@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from homespun.data.batches import Batches
 from homespun.data.corpus import Corpus
 from homespun.errors import CheckpointError
 from homespun.model.cost import cost
@@ -65,7 +64,8 @@ class Trainer:
         self.model.checkpoint_activations = train.checkpoint_activations
         self.cost = cost(recipe.model, checkpointed=train.checkpoint_activations)
         rows = max(1, round(train.batch_tokens / context))
-        self.batches = Batches(corpus.train, context, rows, train.seed, self.world.rank, self.world.size)
+        place = (self.world.rank, self.world.size)
+        self.batches = recipe.objective.batches(corpus, context, rows, train.seed, *place)
         self.tokens_per_step = rows * context
         self.budget = Budget.of(train, self.batches.steps_per_epoch, self.tokens_per_step)
         folder.mkdir(parents=True, exist_ok=True)

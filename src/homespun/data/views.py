@@ -1,0 +1,169 @@
+"""Pairs of texts that belong together: two views of one document, in a batch that is trained on as any other.
+
+A row is always a whole window of the split, and every token of it is predicted. The view is only its beginning: in a
+causal model nothing behind a place changes it, so the states of the first places are those of that text alone, and no
+row is padded. As in `batches.py` a batch is a pure function of (seed, step).
+
+P pairs, B = 2 P rows, T context, D documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from homespun.data.batches import IGNORED, Batch, Tokens, Windows, keys_of
+from homespun.errors import ConfigError
+
+Views = Literal["crops", "adjacent", "dropout"]
+NOWHERE = -1
+"""The document of a pair that is none: the text there is too short for two views."""
+
+
+@dataclass(frozen=True)
+class Pairs(Batch):
+    """Rows 2 i and 2 i + 1 begin with the two views of a pair, which are their first `lengths` tokens."""
+
+    lengths: Tensor  # (B,) int64; 0 where there is no pair
+    documents: Tensor  # (B,) int64; NOWHERE where there is no pair
+
+    def to(self, device: Any) -> Pairs:
+        """The same batch on `device`."""
+        return Pairs(*(each.to(device, non_blocking=True) for each in self._parts()))
+
+    def split(self, rows: int) -> list[Batch]:
+        """The same rows in parts of at most `rows`, but of two at least: a pair stays together."""
+        parts = (each.split(max(2, rows - rows % 2)) for each in self._parts())
+        return [Pairs(*part) for part in zip(*parts, strict=True)]
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.tokens, self.targets, self.lengths, self.documents
+
+
+class PairedBatches:
+    """`batches[step]` -> this rank's pairs of the global batch at `step`; half the rows are those of `Batches`.
+
+    The first view begins where a window of the split begins, so documents are chosen in proportion to their length; the
+    second lies elsewhere in its document, as `views` says. Lengths are drawn log-uniformly from `shortest` to `longest`
+    tokens, at most half a document. Raises `ConfigError` for rows that make no two pairs or do not divide.
+    """
+
+    def __init__(
+        self,
+        split: Tokens,
+        end: int,
+        context: int,
+        batch_rows: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        views: Views = "crops",
+        shortest: int = 8,
+        longest: int | None = None,
+    ):
+        if batch_rows < 4 or batch_rows % (2 * world):
+            raise ConfigError(
+                f"A batch of {batch_rows} rows does not make pairs for {world} processes",
+                f"Make train.batch_tokens a multiple of {2 * world} x {context} tokens, and at least {4 * context}.",
+            )
+        self.windows = Windows(split, context, seed)
+        self.seed, self.pairs, self.tokens_per_step = seed, batch_rows // 2, batch_rows * context
+        self.place, self.share = VIEWS[views]
+        self.shortest, self.longest = shortest, min(longest or context, context)
+        self.size = len(split.tokens)
+        self.ends = _ends(split.tokens, end)  # (D,): the place behind each document's last token
+        share = self.pairs // world
+        self._pairs = np.arange(rank * share, (rank + 1) * share)
+
+    def __getitem__(self, step: int) -> Pairs:
+        if step < 0:
+            raise IndexError(f"there is no step {step}")
+        numbers = step * self.pairs + self._pairs
+        anchor = self.windows.places(numbers)
+        document = np.searchsorted(self.ends, anchor)
+        begin = np.where(document > 0, self.ends[document - 1] + 1, 0)
+        size = self.ends[document] - begin
+        most = np.minimum(size // self.share, self.longest)
+        there = most >= self.shortest
+        draws = _fractions(self.seed, numbers)
+        lengths = np.stack([_log_uniform(draws[i], self.shortest, np.maximum(most, self.shortest)) for i in (0, 1)])
+        places, lengths = self.place(anchor - begin, size, lengths, draws[2])
+        elsewhere = np.stack([anchor, (anchor + self.size // 2) % self.size])
+        rows = self.windows.read(_rows(np.where(there, begin + places, elsewhere)))
+        twice = there & (places[0] == places[1])  # what is read twice is learnt once
+        rows.targets[1::2][torch.from_numpy(twice)] = IGNORED
+        return Pairs(
+            rows.tokens,
+            rows.targets,
+            torch.from_numpy(_rows(np.where(there, lengths, 0))),
+            torch.from_numpy(_rows(np.where(there, np.stack([document, document]), NOWHERE))),
+        )
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps that read as many tokens as the split has."""
+        return self.windows.count / (2 * self.pairs)
+
+
+Placed = tuple[np.ndarray, np.ndarray]
+"""Where two views begin within their document, and their lengths: (2, P) each."""
+
+
+def crops(near: np.ndarray, size: np.ndarray, lengths: np.ndarray, draw: np.ndarray) -> Placed:
+    """Two crops at independent places; they do not overlap in documents of three times their length, and never by more
+    than half of the longer one. `near` (P,): where the first may begin; `size` (P,) of the documents."""
+    longer = lengths.max(0)
+    places = size - longer + 1  # a ring of them: the distance is then alike in both directions
+    first = np.minimum(near, places - 1)
+    apart = np.minimum(longer, places // 2)
+    second = (first + apart + (draw * (places - 2 * apart + 1)).astype(np.int64)) % places
+    return np.stack([first, second]), lengths
+
+
+def adjacent(near: np.ndarray, size: np.ndarray, lengths: np.ndarray, draw: np.ndarray) -> Placed:
+    """A span and the one that follows it."""
+    first = np.minimum(near, size - lengths.sum(0))
+    return np.stack([first, first + lengths[0]]), lengths
+
+
+def dropout(near: np.ndarray, size: np.ndarray, lengths: np.ndarray, draw: np.ndarray) -> Placed:
+    """The same span twice, which dropout alone makes two views (Gao et al., 2021)."""
+    first = np.minimum(near, size - lengths[0])
+    return np.stack([first, first]), np.stack([lengths[0], lengths[0]])
+
+
+VIEWS: dict[Views, tuple[Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Placed], int]] = {
+    "crops": (crops, 2),
+    "adjacent": (adjacent, 2),
+    "dropout": (dropout, 1),
+}
+"""What places the views, and which part of a document one of them may be."""
+
+
+def _rows(pairs: np.ndarray) -> np.ndarray:
+    """(2, P) -> (2 P,), the two of a pair one behind the other."""
+    return np.ascontiguousarray(pairs.T).reshape(-1)
+
+
+def _fractions(seed: int, numbers: np.ndarray) -> np.ndarray:
+    """Random numbers in [0, 1) that belong to each of `numbers` (P,), several: (k, P)."""
+    words = keys_of(seed ^ 0xD1B54A32D192ED03, numbers)  # another seed than that of the order of the windows
+    fractions: np.ndarray = (words >> np.uint64(11)) / np.float64(2**53)
+    return fractions
+
+
+def _log_uniform(draw: np.ndarray, least: int, most: np.ndarray) -> np.ndarray:
+    length = np.floor(least * ((most + 1) / least) ** draw).astype(np.int64)
+    return np.minimum(length, most)
+
+
+def _ends(tokens: np.ndarray, end: int, part: int = 2**24) -> np.ndarray:
+    """The places of the end token, and the end of the split."""
+    tokens = np.asarray(tokens)
+    found = [start + np.flatnonzero(tokens[start : start + part] == end) for start in range(0, len(tokens), part)]
+    return np.concatenate([*found, [len(tokens)]]).astype(np.int64)
