@@ -72,7 +72,8 @@ class PairedBatches:
                 f"Make train.batch_tokens a multiple of {2 * world} x {context} tokens, and at least {4 * context}.",
             )
         self.windows = Windows(split, context, seed)
-        self.seed, self.pairs, self.tokens_per_step = seed, batch_rows // 2, batch_rows * context
+        self.seed, self.pairs = seed, batch_rows // 2
+        self.batch_rows, self.tokens_per_step = batch_rows, batch_rows * context
         self.place, self.share = VIEWS[views]
         self.shortest, self.longest = shortest, min(longest or context, context)
         self.size = len(split.tokens)

@@ -11,8 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from homespun.config import Count
-from homespun.data.batches import Batches
-from homespun.data.corpus import Corpus
+from homespun.data.material import Material, Steps
 from homespun.data.views import PairedBatches, Pairs, Views
 from homespun.errors import ConfigError
 from homespun.model.decoder import Decoder, ModelConfig
@@ -59,12 +58,10 @@ class Joint(CrossEntropy):
             return model
         return model.model_copy(update={"embedding": Embedding()})
 
-    def batches(
-        self, corpus: Corpus, context: int, rows: int, seed: int, rank: int, world: int
-    ) -> Batches | PairedBatches:
+    def batches(self, corpus: Material, context: int, rows: int, seed: int, rank: int, world: int) -> Steps:
         """Pairs of views; without a weight the batches of `next_token`."""
         if not self.weight:
-            return Batches(corpus.train, context, rows, seed, rank, world)
+            return corpus.batches(context, rows, seed, rank, world)
         return PairedBatches(
             corpus.train, corpus.tokenizer.end, context, rows, seed, rank, world,
             self.views, self.shortest, self.longest,

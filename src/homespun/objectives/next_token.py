@@ -11,8 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from homespun.config import Config, Count
-from homespun.data.batches import Batches
-from homespun.data.corpus import Corpus
+from homespun.data.material import Material, Steps
 from homespun.model.auxiliary import Auxiliary
 from homespun.model.decoder import Decoder, ModelConfig
 from homespun.objectives.contrastive import Gather, alone
@@ -68,9 +67,9 @@ class NextToken(CrossEntropy):
         """The model with the parts that this objective needs: none beside its own."""
         return model
 
-    def batches(self, corpus: Corpus, context: int, rows: int, seed: int, rank: int, world: int) -> Batches:
+    def batches(self, corpus: Material, context: int, rows: int, seed: int, rank: int, world: int) -> Steps:
         """What a run is trained on: `batches[step]` gives the rows of this rank."""
-        return Batches(corpus.train, context, rows, seed, rank, world)
+        return corpus.batches(context, rows, seed, rank, world)
 
     def build(self, gather: Gather = alone) -> NextTokenObjective:
         """The objective: `objective(decoder, batch) -> Losses`. Nothing of it depends on other processes."""

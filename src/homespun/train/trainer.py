@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from homespun.data.corpus import Corpus
+from homespun.data.material import Material
 from homespun.errors import CheckpointError
 from homespun.model.cost import cost
 from homespun.model.decoder import Decoder
@@ -50,7 +50,7 @@ class Trainer:
         self,
         recipe: Recipe,
         model: Decoder,
-        corpus: Corpus,
+        corpus: Material,
         folder: Path,
         world: World | None = None,
         console: Console | None = None,
@@ -66,7 +66,7 @@ class Trainer:
         rows = max(1, round(train.batch_tokens / context))
         place = (self.world.rank, self.world.size)
         self.batches = recipe.objective.batches(corpus, context, rows, train.seed, *place)
-        self.tokens_per_step = rows * context
+        rows, self.tokens_per_step = self.batches.batch_rows, self.batches.tokens_per_step
         self.budget = Budget.of(train, self.batches.steps_per_epoch, self.tokens_per_step)
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder / "checkpoints")
@@ -201,7 +201,7 @@ class Trainer:
         if not found:
             return
         row: dict[str, Any] = {"step": p.step, "tokens": p.tokens, "seconds": round(p.seconds, 3)}
-        row |= {name: finite(value) for name, value in found.items()}
+        row |= {name: finite(value) if isinstance(value, float) else value for name, value in found.items()}
         better = self.history.add(row)
         if self.world.leader:
             self.metrics.append(row)
