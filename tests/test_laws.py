@@ -26,7 +26,7 @@ FLOORS = [
     {"objectives", "data"},
     {"optim"},
     {"train"},
-    {"generate", "evaluate", "exchange"},
+    {"generate", "evaluate", "exchange", "learn"},
     {"benchmark", "families"},
     {"run"},
     {"serve"},

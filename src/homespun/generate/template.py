@@ -24,6 +24,7 @@ from homespun.generate.engine import Generator
 from homespun.generate.sandbox import Sandbox
 from homespun.train.folder import environment_of
 from homespun.train.manifest import from_json
+from homespun.train.recipe import Recipe
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -132,6 +133,8 @@ class Source(Protocol):
     @property
     def folder(self) -> Path: ...
     @property
+    def recipe(self) -> Recipe: ...
+    @property
     def tokenizer(self) -> Tokenizer: ...
     @property
     def generator(self) -> Generator: ...
@@ -140,10 +143,10 @@ class Source(Protocol):
 def template_of(run: Source) -> Template:
     """The template that the run was trained with; else the one it was imported with; else plain words.
 
-    A run does not record whether its rows were conversations. It names its corpus: while that lies where it was
-    prepared, the marks of answers are looked for there.
+    A run that was tuned learnt answers. Any other does not record whether its rows were conversations. It names its
+    corpus: while that lies where it was prepared, the marks of answers are looked for there.
     """
-    if _holds_answers(run):
+    if run.recipe.tuned is not None or _holds_answers(run):
         return Trained(run.tokenizer)
     path = run.folder / "imported.json"
     memory: dict[str, Any] = from_json(path.read_bytes()) if path.is_file() else {}  # loading the run has checked it

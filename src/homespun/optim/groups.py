@@ -42,6 +42,7 @@ RULES: tuple[Rule, ...] = (
     Rule(_ATTENTION + r"([qk]_norm|(q|kv)_a_layernorm|(read|latent|memory)_norm)\.weight", "norm"),
     Rule(_LAYER + r"(input|post_attention)_layernorm\.weight", "norm"),
     Rule(r"model\.norm\.weight", "norm"),
+    Rule(_LAYER + r".+\.lora_[AB]", "matrix"),
     Rule(r"model\..+\.bias", "bias"),
 )
 
@@ -63,12 +64,13 @@ def assign(model: nn.Module, rules: Iterable[Rule] = RULES) -> list[Assigned]:
     """
     rules, found, rows = tuple(rules), [], fused_rows(model)
     for name, parameter in model.named_parameters():  # names a shared parameter once
+        if not parameter.requires_grad:
+            continue
         matching = [rule for rule in rules if re.fullmatch(rule.pattern, name)]
         if len(matching) != 1:
             said = f"{len(matching)} rules match" if matching else "No rule matches"
             raise ConfigError(f"{said} the parameter {name!r}", "Let exactly one rule in optim/groups.py match it.")
-        if parameter.requires_grad:
-            found.append(Assigned(name, parameter, matching[0].role, rows.get(name)))
+        found.append(Assigned(name, parameter, matching[0].role, rows.get(name)))
     return found
 
 
