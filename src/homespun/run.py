@@ -19,7 +19,7 @@ from homespun.errors import CheckpointError, ConfigError
 from homespun.evaluate.measure import Places
 from homespun.evaluate.measure import measure as measure_run
 from homespun.evaluate.report import write_report
-from homespun.exchange import huggingface
+from homespun.exchange import huggingface, peft
 from homespun.exchange.memory import imported
 from homespun.families import RECIPES
 from homespun.generate.embedder import Embedder
@@ -200,15 +200,17 @@ def export(
 ) -> str:
     """Writes a run, or the one in a folder, into the new folder `out` for other programs; returns the class it became.
 
-    `to`: `hf`, for transformers. `dtype`: fp32, bf16 or fp16 (see docs/exchange.md). `max_shard`: bytes of one weight
-    file, also written `5G`.
+    `to`: `hf`, for transformers; `peft`, the adapter of a tuned run alone. `dtype`: fp32, bf16 or fp16 (see
+    docs/exchange.md). `max_shard`: bytes of one weight file, also written `5G`.
     """
-    if to != "hf":
-        raise ConfigError(f"There is no format {to!r} to export to", "Known: hf.")
+    if to not in ("hf", "peft"):
+        raise ConfigError(f"There is no format {to!r} to export to", "Known: hf, peft.")
     shard = config.human_number(max_shard)
     if not isinstance(shard, int) or shard < 1:
         raise ConfigError(f"max_shard = {max_shard!r} is no number of bytes", "Write it as 5G.")
     trained = run if isinstance(run, Run) else load(run, checkpoint)
+    if to == "peft":
+        return peft.export_adapter(trained, Path(out))
     return huggingface.export(trained, Path(out), dtype, shard).architecture
 
 
