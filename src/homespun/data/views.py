@@ -108,7 +108,7 @@ class PairedBatches:
     @property
     def steps_per_epoch(self) -> float:
         """Steps that read as many tokens as the split has."""
-        return self.windows.count / (2 * self.pairs)
+        return self.windows.count / self.batch_rows
 
 
 Placed = tuple[np.ndarray, np.ndarray]
@@ -144,6 +144,19 @@ VIEWS: dict[Views, tuple[Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarra
     "dropout": (dropout, 1),
 }
 """What places the views, and which part of a document one of them may be."""
+
+
+def halves(ids: Tensor) -> Pairs:
+    """Rows of ids (R, T), each a document, as pairs of their two halves: every id but the first of a row is predicted
+    once, in the row that holds the first half."""
+    count, length = ids.shape
+    cut = length // 2
+    again = torch.zeros_like(ids[:, 1:])  # the second halves, padded
+    again[:, : length - cut] = ids[:, cut:]
+    first, second = (ids[:, :-1], ids[:, 1:]), (again, torch.full_like(again, IGNORED))
+    tokens, targets = (torch.stack(each, dim=1).flatten(0, 1) for each in zip(first, second, strict=True))
+    lengths = torch.tensor([cut, length - cut], device=ids.device).repeat(count)
+    return Pairs(tokens, targets, lengths, torch.arange(count, device=ids.device).repeat_interleave(2))
 
 
 def _rows(pairs: np.ndarray) -> np.ndarray:

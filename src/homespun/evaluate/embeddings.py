@@ -74,7 +74,7 @@ def recall(ranks: Sequence[np.ndarray], limit: int) -> float:
 
 
 def ndcg(places: np.ndarray, limit: int = 10) -> float:
-    """The discounted gain of the right passages at these ranks, relative to the best order (Järvelin and Kekäläinen)."""
+    """The discounted gain of the right passages at these ranks, relative to those of the best order."""
     gain = (1 / np.log2(1 + places[places <= limit])).sum()
     best = (1 / np.log2(1 + np.arange(1, min(len(places), limit) + 1))).sum()
     return float(gain / best)

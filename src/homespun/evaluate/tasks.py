@@ -91,11 +91,11 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    commas = path.suffix.lower() == ".csv"
     lines = [line.rstrip("\r") for line in _read(path).split("\n")]
-    quoting = csv.QUOTE_MINIMAL if commas else csv.QUOTE_NONE
-    reader = csv.DictReader(lines, delimiter="," if commas else "\t", quoting=quoting)
-    yield from enumerate(reader, 2)
+    if path.suffix.lower() == ".csv":
+        yield from enumerate(csv.DictReader(lines), 2)
+    else:
+        yield from enumerate(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 2)
 
 
 def _read(path: Path) -> str:

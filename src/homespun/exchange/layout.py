@@ -112,8 +112,8 @@ def canonical(model: ModelConfig) -> ModelConfig:
         feed_forward = feed_forward.model_copy(update={"hidden": feed_forward.size(model.width)})
     elif isinstance(feed_forward, Experts):
         feed_forward = _experts(feed_forward, model)
-    changes = {"attention": attention, "feed_forward": feed_forward, "dropout": 0.0, "initialize": "gpt2", "embedding": None}
-    return model.model_copy(update={**changes, "vocab": model.vocab or 1})
+    changes = {"attention": attention, "feed_forward": feed_forward, "dropout": 0.0, "initialize": "gpt2"}
+    return model.model_copy(update={**changes, "embedding": None, "vocab": model.vocab or 1})
 
 
 def _grouped(attention: GroupedAttention, model: ModelConfig) -> GroupedAttention:

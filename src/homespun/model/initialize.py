@@ -25,6 +25,7 @@ def initialize(model: Decoder) -> None:
     | outputs of each half block       | N(0, s / sqrt(2 * layers))    | 0       |
     | norm weights / biases            | 1 / 0                         | 1 / 0   |
     | the balancing bias of a router   | 0                             | 0       |
+    | the embedding head               | N(0, 1 / sqrt(width))         | as left |
 
     s = 0.02 up to width 2500, 1 / sqrt(width) beyond (GPT-2; the zero outputs are modded-nanoGPT's).
     """
@@ -38,6 +39,8 @@ def initialize(model: Decoder) -> None:
             parameter.zero_()
         elif parameter.dim() == 1:
             parameter.fill_(1.0)
+        elif name == "embedding_head.weight":  # vectors are normed: smaller weights would only learn faster
+            _normal(parameter, model.config.width**-0.5)
         elif name.endswith(OUTPUTS):
             _normal(parameter, output)
         else:

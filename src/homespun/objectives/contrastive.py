@@ -21,8 +21,8 @@ def alone(rows: Tensor) -> tuple[Tensor, int]:
 def info_nce(first: Tensor, second: Tensor, documents: Tensor, temperature: float, gather: Gather = alone) -> Tensor:
     """The loss of each pair in nats, (P,): each view has to find the other among the second (first) views of all pairs.
 
-    first, second (P, e): unit vectors; documents (P,): other pairs of the same document are no negatives, and a negative
-    number marks a pair that is none: it costs nothing and is nobody's negative. The mean of both directions (van den
+    first, second (P, e): unit vectors; documents (P,): other pairs of the same document are no negatives, and a number
+    below 0 marks a pair that is none: it costs nothing and is nobody's negative. The mean of both directions (van den
     Oord et al., 2018; Radford et al., 2021); ln N where all vectors are equal.
     """
     everyone, start = gather(torch.cat([first, second], dim=1))  # (N, 2 e)

@@ -71,6 +71,10 @@ class Joint(CrossEntropy):
         """The objective: `objective(decoder, batch) -> Losses`. Batches that are no pairs have the first loss only."""
         return JointObjective(self, gather)
 
+    def whole(self, losses: Mapping[str, float]) -> float:
+        """The loss that is minimised, of mean losses by name."""
+        return losses["loss"] + self.weight * losses.get("contrastive", 0.0)
+
     def alarm(self, row: Mapping[str, Any]) -> str | None:
         """What a row of metrics gives cause to say."""
         spread = row.get("spread")

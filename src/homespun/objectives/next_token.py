@@ -75,6 +75,10 @@ class NextToken(CrossEntropy):
         """The objective: `objective(decoder, batch) -> Losses`. Nothing of it depends on other processes."""
         return NextTokenObjective(self)
 
+    def whole(self, losses: Mapping[str, float]) -> float:
+        """The loss that is minimised, of mean losses by name: that of the next token."""
+        return losses["loss"]
+
     def alarm(self, row: Mapping[str, Any]) -> str | None:
         """What a row of metrics gives cause to say: nothing."""
         return None

@@ -52,6 +52,10 @@ class World:
         everyone: Tensor = _Gather.apply(rows, self.rank, self.size)
         return everyone, self.rank * len(rows)
 
+    def least(self, number: int) -> int:
+        """The smallest of every process's `number`."""
+        return -int(self.largest(torch.tensor(-number, device=self.device)))
+
     def from_leader(self, values: Tensor) -> Tensor:
         """The leader's `values`, in place."""
         if self.size > 1:
