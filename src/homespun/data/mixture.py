@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from homespun.config import Config
 from homespun.data.batches import Batch, Tokens, Windows, keys_of, permute, share_of_rows
 from homespun.data.shards import WHOLE
-from homespun.errors import DataError
+from homespun.errors import ConfigError, DataError
 
 BLOCK = 1024
 """Rows among which every part has its exact share; so also the finest weight."""
@@ -50,11 +50,11 @@ class DataConfig(Config):
     def _possible(self) -> DataConfig:
         weighed = [part.weight is not None for part in self.mixture.values()]
         if any(weighed) and not all(weighed):
-            raise ValueError("either every part of a mixture has a weight, or none")
+            raise ConfigError("Only some parts of data.mixture have a weight", "Give one to each part, or to none.")
         if any(weighed) and self.temperature != 1:
-            raise ValueError("data.temperature does nothing where the parts of data.mixture have weights")
+            raise ConfigError("data.temperature does nothing for parts that have weights", "Leave out one of them.")
         if len(weighed) > BLOCK // 8:
-            raise ValueError(f"a mixture has at most {BLOCK // 8} parts")
+            raise ConfigError(f"data.mixture has {len(weighed)} parts", f"At most {BLOCK // 8} are possible.")
         return self
 
     def groups(self, sources: Sequence[str | Path]) -> dict[str, list[str | Path]]:
