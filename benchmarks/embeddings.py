@@ -22,7 +22,7 @@ from homespun.evaluate.embeddings import retrieval, similarity
 from homespun.evaluate.tasks import read_retrieval, read_similarity
 from homespun.train.log import PlainConsole, read_metrics
 
-PASSAGE = 1200  # characters of a document, about: articles are too few and too long to be told apart
+PASSAGE = 700  # characters of a document, about: articles are too few and too long to be told apart
 SETTINGS = ["tokenizer.kind=bpe", "tokenizer.size=4096", "train.batch_tokens=8192", "objective.kind=joint"]
 
 

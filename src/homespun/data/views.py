@@ -116,12 +116,12 @@ Placed = tuple[np.ndarray, np.ndarray]
 
 
 def crops(near: np.ndarray, size: np.ndarray, lengths: np.ndarray, draw: np.ndarray) -> Placed:
-    """Two crops at independent places; they do not overlap in documents of three times their length, and never by more
-    than half of the longer one. `near` (P,): where the first may begin; `size` (P,) of the documents."""
+    """Two crops at independent places, of which no more than half of the longer one may be in both. `near` (P,): where
+    the first may begin; `size` (P,) of the documents."""
     longer = lengths.max(0)
     places = size - longer + 1  # a ring of them: the distance is then alike in both directions
     first = np.minimum(near, places - 1)
-    apart = np.minimum(longer, places // 2)
+    apart = np.minimum(longer // 2, places // 2)
     second = (first + apart + (draw * (places - 2 * apart + 1)).astype(np.int64)) % places
     return np.stack([first, second]), lengths
 

@@ -26,18 +26,17 @@ class Embedding(Config):
 
 
 class EmbeddingHead(nn.Module):
-    """Pooling and a linear projection (d -> e); its bias takes away what all texts share."""
+    """Pooling and a linear projection (d -> e), without a bias: one could make all texts alike."""
 
     def __init__(self, config: Embedding, width: int):
         super().__init__()
         self.pooling: Pooling = config.pooling
         self.weight = nn.Parameter(torch.empty(config.size, width))  # `initialize` fills it after all others
-        self.bias = nn.Parameter(torch.empty(config.size))
 
     def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """Hidden states (B, T, d) of texts of `lengths` (B,) tokens -> unit vectors (B, e), fp32."""
         with torch.autocast(hidden.device.type, enabled=False):  # so few products need no speed
-            return unit(F.linear(pooled(hidden, lengths, self.pooling), self.weight.float(), self.bias.float()))
+            return unit(pooled(hidden, lengths, self.pooling) @ self.weight.float().T)
 
 
 def pooled(hidden: Tensor, lengths: Tensor, pooling: Pooling = "mean") -> Tensor:

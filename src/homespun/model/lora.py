@@ -44,6 +44,7 @@ class LowRank(nn.Module):
     def __init__(self, linear: nn.Linear, config: LoRA):
         super().__init__()
         self.linear, self.scale = linear, config.scale
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         self.lora_A = nn.Parameter(linear.weight.new_empty(config.rank, linear.in_features))
         self.lora_B = nn.Parameter(linear.weight.new_zeros(linear.out_features, config.rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))

@@ -43,7 +43,7 @@ RULES: tuple[Rule, ...] = (
     Rule(_LAYER + r"(input|post_attention)_layernorm\.weight", "norm"),
     Rule(r"model\.norm\.weight", "norm"),
     Rule(_LAYER + r".+\.lora_[AB]", "matrix"),
-    Rule(r"(model\..+|embedding_head)\.bias", "bias"),
+    Rule(r"model\..+\.bias", "bias"),
 )
 
 
