@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,9 @@ from homespun.cli import options, show
 from homespun.cli.generate import Checkpoint
 from homespun.cli.train import leave_if_stopped, outcome, tell_result
 from homespun.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from homespun.run import Run
 
 PAIRS = "Files of prompts with answers, or of conversations. And settings."
 
@@ -58,6 +62,8 @@ def tune(
     folder = out if out is not None else run.parent / f"{run.name}-tuned"
     console = open_console(quiet, stderr=json)
     done = runs.tune(run, pairs, folder, *flags, *settings, lora=adapter, checkpoint=checkpoint, console=console)
+    if os.environ.get("RANK", "0") != "0":
+        return  # under torchrun every process comes here; the first one speaks
     leave_if_stopped(done, show.command(*context.obj))
     if json:
         show.as_json(outcome(done))
@@ -67,11 +73,9 @@ def tune(
     show.next_commands({show.command("chat", done.folder): "talk with it"})
 
 
-def _tell_answers(done: object) -> None:
-    from homespun.run import Run
+def _tell_answers(done: Run) -> None:
     from homespun.train.log import read_metrics
 
-    assert isinstance(done, Run)
     rows = [row for row in read_metrics(done.folder / "metrics.jsonl") if row.get("validation_loss") is not None]
     if len(rows) > 1:
         before, after = (f"{row['validation_bits_per_byte']:.3f}" for row in (rows[0], rows[-1]))
