@@ -36,6 +36,11 @@ _PUBLIC = {
     "Run": "homespun.run",
     "Decoder": "homespun.model.decoder",
     "LoRA": "homespun.model.lora",
+    "teach": "homespun.learn.keep",
+    "learn_thoughts": "homespun.learn.thoughts",
+    "ThoughtState": "homespun.generate.thought",
+    "LatentDecoder": "homespun.generate.thought",
+    "Hybrid": "homespun.generate.hybrid",
     "Recipe": "homespun.train.recipe",
     "Generator": "homespun.generate.engine",
     "Embedder": "homespun.generate.embedder",
@@ -49,7 +54,12 @@ if TYPE_CHECKING:
     from homespun.errors import HomespunError as HomespunError
     from homespun.generate.embedder import Embedder as Embedder
     from homespun.generate.engine import Generator as Generator
+    from homespun.generate.hybrid import Hybrid as Hybrid
     from homespun.generate.sampling import Sampling as Sampling
+    from homespun.generate.thought import LatentDecoder as LatentDecoder
+    from homespun.generate.thought import ThoughtState as ThoughtState
+    from homespun.learn.keep import teach as teach
+    from homespun.learn.thoughts import learn_thoughts as learn_thoughts
     from homespun.model.decoder import Decoder as Decoder
     from homespun.model.lora import LoRA as LoRA
     from homespun.run import Run as Run

@@ -7,15 +7,21 @@ mask and learned positions are there, and norms stand before their parts; the nu
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from homespun.data.batches import Batch
+from homespun.data.tokenizer import Tokenizer
 from homespun.data.views import halves
-from homespun.data.vocabulary import Bpe
+from homespun.data.vocabulary import Bpe, Bytes
 from homespun.families.online import OnlineTrainer, Rows, ids_of
+from homespun.learn.autonomous import Learned, Learner, Limits
+from homespun.learn.settings import LearnConfig
+from homespun.learn.start import start_run
 from homespun.model.attention import GroupedAttention
 from homespun.model.decoder import Decoder, ModelConfig
 from homespun.model.embedding import Embedding
@@ -92,8 +98,8 @@ class AutonomousTrainer:
         self.model = model
         self.losses: dict[str, float] = {}
         self._objective = objective or KENGA.objective
-        optimizer = optimizer or AdamW(learning_rate=3e-4, schedule=Constant(warmup=20))
-        self._trainer = OnlineTrainer(model, optimizer, self._objective)
+        self._optimizer = optimizer or AdamW(learning_rate=3e-4, schedule=Constant(warmup=20))
+        self._trainer = OnlineTrainer(model, self._optimizer, self._objective)
 
     @property
     def steps(self) -> int:
@@ -107,6 +113,31 @@ class AutonomousTrainer:
         batch with targets of its own. Raises `DataError` for ids that are none.
         """
         return await asyncio.to_thread(self._step, batch)
+
+    async def run(
+        self,
+        sources: str | Sequence[str],
+        folder: str | Path = "runs/kenga",
+        tokenizer: Tokenizer | None = None,
+        limits: Limits | None = None,
+        settings: LearnConfig | None = None,
+    ) -> Learned:
+        """Learns from files, folders and other sources (docs/learning.md) in the run `folder`, which is made, or goes on
+        from where it was. Without a `tokenizer` the vocabulary is the 256 bytes.
+
+        `limits`: without any, all that is there is read once. The model then holds what the run has learned.
+        """
+        known = tokenizer or Bytes().build([], 0)[0]
+        recipe = KENGA.model_copy(
+            update={"model": self.model.config, "objective": self._objective, "optimizer": self._optimizer}
+        )
+        place = Path(folder)
+        await asyncio.to_thread(start_run, place, recipe, self.model, known)
+        learner = await asyncio.to_thread(Learner, place, recipe, known, self.model, settings)
+        try:
+            return await learner.run([sources] if isinstance(sources, str) else list(sources), limits)
+        finally:
+            learner.close()
 
     def _step(self, rows: Rows) -> float:
         self.losses = self._trainer.update(rows if isinstance(rows, Batch) else halves(ids_of(rows)))

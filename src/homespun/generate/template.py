@@ -143,10 +143,10 @@ class Source(Protocol):
 def template_of(run: Source) -> Template:
     """The template that the run was trained with; else the one it was imported with; else plain words.
 
-    A run that was tuned learnt answers. Any other does not record whether its rows were conversations. It names its
-    corpus: while that lies where it was prepared, the marks of answers are looked for there.
+    A run that was tuned or taught learnt answers. Any other does not record whether its rows were conversations. It
+    names its corpus: while that lies where it was prepared, the marks of answers are looked for there.
     """
-    if run.recipe.tuned is not None or _holds_answers(run):
+    if run.recipe.tuned is not None or environment_of(run.folder).get("taught") or _holds_answers(run):
         return Trained(run.tokenizer)
     path = run.folder / "imported.json"
     memory: dict[str, Any] = from_json(path.read_bytes()) if path.is_file() else {}  # loading the run has checked it
