@@ -14,6 +14,7 @@ from homespun.cli.train import leave_if_stopped, outcome, tell_result
 from homespun.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from homespun.model.lora import LoRA
     from homespun.run import Run
 
 PAIRS = "Files of prompts with answers, or of conversations. And settings."
@@ -49,14 +50,9 @@ def tune(
     if not pairs:
         raise DataError("No file of answers was named", "Give rows of prompt and completion, or of messages.")
     from homespun import run as runs
-    from homespun.config import parse
-    from homespun.model.lora import LoRA
     from homespun.train.log import open_console
 
-    given = {"rank": lora, "alpha": alpha, "targets": [] if targets is None else targets.split(",")}
-    if lora is None and (alpha is not None or targets is not None):
-        raise ConfigError("--alpha and --targets are of an adapter", "Give its rank, too: --lora 8.")
-    adapter = None if lora is None else parse(LoRA, given, "the command line")
+    adapter = _adapter(lora, alpha, targets)
     budgets = {"epochs": epochs, "steps": steps, "minutes": minutes, "seed": seed}
     flags = [f"train.{name}={value}" for name, value in budgets.items() if value is not None]
     folder = out if out is not None else run.parent / f"{run.name}-tuned"
@@ -71,6 +67,17 @@ def tune(
     tell_result(done)
     _tell_answers(done)
     show.next_commands({show.command("chat", done.folder): "talk with it"})
+
+
+def _adapter(rank: int | None, alpha: float | None, targets: str | None) -> LoRA | None:
+    """The adapter that the options ask for."""
+    if rank is None and (alpha is not None or targets is not None):
+        raise ConfigError("--alpha and --targets are of an adapter", "Give its rank, too: --lora 8.")
+    from homespun.config import parse
+    from homespun.model.lora import LoRA
+
+    given = {"rank": rank, "alpha": alpha, "targets": [] if targets is None else targets.split(",")}
+    return None if rank is None else parse(LoRA, given, "the command line")
 
 
 def _tell_answers(done: Run) -> None:
