@@ -26,7 +26,7 @@ def embedder(attention: str = "gqa", head: Embedding | None = None) -> Embedder:
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize(
-    "head", [None, Embedding(size=6), Embedding(size=6, pooling="last")], ids=["none", "mean", "last"]
+    "head", [None, *(Embedding(size=6, pooling=pooling) for pooling in ("mean", "weighted", "last"))]
 )
 def test_a_vector_does_not_depend_on_its_company(attention, head, monkeypatch):
     one = embedder(attention, head)

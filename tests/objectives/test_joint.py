@@ -16,7 +16,7 @@ from homespun.data.views import NOWHERE, PairedBatches, Pairs, halves
 from homespun.errors import ConfigError
 from homespun.model.cost import cost
 from homespun.model.decoder import Decoder
-from homespun.model.embedding import Embedding, pooled
+from homespun.model.embedding import Embedding, EmbeddingHead
 from homespun.objectives import Joint, NextToken
 from homespun.objectives.contrastive import figures, info_nce
 from homespun.train.log import read_metrics
@@ -199,16 +199,42 @@ def test_a_vector_is_of_its_text_alone():
         torch.testing.assert_close(alone[0], whole[row], atol=1e-6, rtol=0)
 
 
-def test_pooling_reads_real_tokens_only():
+def head(pooling: str, width: int = 2) -> EmbeddingHead:
+    made = Embedding(size=4, pooling=pooling).build(width)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.arange(parameter.numel()).view_as(parameter) / 4)
+    return made
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted", "last"])
+def test_pooling_reads_real_tokens_only(pooling):
     hidden = torch.arange(12.0).view(2, 3, 2)
     hidden[0, 2] = math.nan
-    lengths = torch.tensor([2, 3])
-    assert pooled(hidden, lengths).tolist() == [[1.0, 2.0], [8.0, 9.0]]
-    assert pooled(hidden, lengths, "last").tolist() == [[2.0, 3.0], [10.0, 11.0]]
-    assert pooled(hidden, torch.tensor([0, 0]), "last").tolist() == pooled(hidden, torch.tensor([0, 0])).tolist()
+    found = head(pooling).pooled(hidden, torch.tensor([2, 3]))
+    share = (
+        torch.tensor([0.0, 0.5, 1.0]).softmax(0),
+        torch.tensor([0.0, 0.5]).softmax(0),
+    )  # scores: half the second number
+    expected = {
+        "mean": [[1.0, 2.0], [8.0, 9.0]],
+        "last": [[2.0, 3.0], [10.0, 11.0]],
+        "weighted": [(share[1] @ hidden[0, :2]).tolist(), (share[0] @ hidden[1]).tolist()],
+    }[pooling]
+    torch.testing.assert_close(found, torch.tensor(expected))
 
 
-@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("pooling", ["mean", "weighted", "last"])
+def test_no_place_gives_zeros_and_no_gradient(pooling):
+    made, hidden = head(pooling), torch.randn(2, 3, 2, requires_grad=True)
+    vectors = made(hidden, torch.tensor([0, 2]))
+    assert not vectors[0].any() and vectors[1].any()
+    vectors.sum().backward()
+    assert not hidden.grad[0].any() and not hidden.grad[1, 2].any() and hidden.grad[1, :2].any()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in made.parameters())
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted", "last"])
 def test_the_total_is_both_losses_and_its_parts_add_up(pooling):
     model, batch = decoder(embedding=Embedding(size=8, pooling=pooling)), pairs()
     plain, joint = NextToken().build()(model, batch), Joint(weight=0.5, temperature=0.2).build()(model, batch)
@@ -217,7 +243,7 @@ def test_the_total_is_both_losses_and_its_parts_add_up(pooling):
     assert joint.total.item() / 128 == pytest.approx(plain.total.item() / 128 + 0.5 * contrastive, rel=1e-6)
     vectors = model.embedding(model.hidden(batch.tokens)[0], batch.lengths)
     expected = info_nce(vectors[::2], vectors[1::2], torch.arange(4), 0.2).mean()
-    assert contrastive == pytest.approx(float(expected), rel=1e-5)
+    assert contrastive == pytest.approx(expected.item(), rel=1e-5)
     assert Joint().build()(model, unpaired(batch)).total == plain.total  # no pairs, no second loss
     joint.total.backward()
     assert model.embedding_head.weight.grad.norm() > 0
@@ -282,10 +308,9 @@ def test_a_joint_run_trains_its_head_and_resumes_exactly(tmp_path, views):
     assert rows and all(math.isfinite(row[name]) for row in rows for name in ("contrastive", "alignment", "uniformity"))
 
 
-def test_a_collapse_is_said_once(tmp_path):
+def test_a_collapse_is_said_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("homespun.objectives.joint.COLLAPSED", 10.0)  # more than there can be
     run = trainer(tmp_path, "objective.kind=joint", "model.embedding={size: 8}", "train.steps=3")
-    with torch.no_grad():
-        run.model.embedding_head.weight[1:] = 0  # all vectors on one line
     run.fit()
     assert [row["step"] for row in read(tmp_path) if "collapsed" in row.get("advice", "")] == [1]
 
@@ -311,7 +336,10 @@ def test_embeddings_learn_to_pair(tmp_path):
     assert np.mean(seen[-5:]) < 0.6 * np.mean(seen[:3])
 
 
-def test_the_head_costs_what_it_counts():
-    counted = sum(p.numel() for p in decoder().parameters())
-    assert cost(MODEL).parameters == counted
-    assert cost(MODEL.model_copy(update={"embedding": None})).parameters == counted - 8 * 32
+@pytest.mark.parametrize(("pooling", "numbers"), [("mean", 8 * 32), ("weighted", 9 * 32), ("last", 8 * 32)])
+def test_the_head_costs_what_it_counts(pooling, numbers):
+    headed, bare = decoder(embedding=Embedding(size=8, pooling=pooling)), decoder(embedding=None)
+    counted = sum(p.numel() for p in headed.parameters())
+    assert cost(headed.config).parameters == counted == cost(bare.config).parameters + numbers
+    begun, plain = headed.state_dict(), bare.state_dict()
+    assert all(torch.equal(begun[name], plain[name]) for name in plain)  # a head changes no other first weight

@@ -119,7 +119,7 @@ def crops(near: np.ndarray, size: np.ndarray, lengths: np.ndarray, draw: np.ndar
     """Two crops at independent places, of which no more than half of the longer one may be in both. `near` (P,): where
     the first may begin; `size` (P,) of the documents."""
     longer = lengths.max(0)
-    places = size - longer + 1  # a ring of them: the distance is then alike in both directions
+    places = np.maximum(size - longer + 1, 1)  # a ring of them: the distance is then alike in both directions
     first = np.minimum(near, places - 1)
     apart = np.minimum(longer // 2, places // 2)
     second = (first + apart + (draw * (places - 2 * apart + 1)).astype(np.int64)) % places

@@ -17,7 +17,7 @@ from homespun.model.attention import Attention, GroupedAttention
 from homespun.model.auxiliary import Auxiliary
 from homespun.model.block import Block
 from homespun.model.cache import LayerCache
-from homespun.model.embedding import Embedding, pooled, unit
+from homespun.model.embedding import Embedding, mean, unit
 from homespun.model.feedforward import FeedForward, SwiGLU
 from homespun.model.initialize import initialize
 from homespun.model.norms import Norm, RMSNorm
@@ -140,7 +140,7 @@ class Decoder(nn.Module):
     def embedding(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """Hidden states (B, T, d) of texts of `lengths` (B,) tokens, from the left -> one unit vector each, (B, e)."""
         if self.embedding_head is None:
-            return unit(pooled(hidden, lengths))
+            return unit(mean(hidden, lengths))
         vectors: Tensor = self.embedding_head(hidden, lengths)
         return vectors
 

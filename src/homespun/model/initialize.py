@@ -26,6 +26,7 @@ def initialize(model: Decoder) -> None:
     | norm weights / biases            | 1 / 0                         | 1 / 0   |
     | the balancing bias of a router   | 0                             | 0       |
     | the embedding head               | N(0, 1 / sqrt(width))         | as left |
+    | its scores of places             | 0                             | 0       |
 
     s = 0.02 up to width 2500, 1 / sqrt(width) beyond (GPT-2; the zero outputs are modded-nanoGPT's).
     """
@@ -35,7 +36,7 @@ def initialize(model: Decoder) -> None:
         if name.endswith("e_score_correction_bias"):
             buffer.zero_()
     for name, parameter in model.named_parameters():
-        if name.endswith(".bias"):
+        if name.endswith((".bias", "embedding_head.score")):
             parameter.zero_()
         elif parameter.dim() == 1:
             parameter.fill_(1.0)
