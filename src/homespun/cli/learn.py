@@ -107,7 +107,7 @@ def _put(run: Path, sources: list[str]) -> None:
 
     if not (run / "recipe.yaml").is_file():
         raise CheckpointError(f"There is no run in {run}", "Name the folder of a run.")
-    count = sum(1 for document in documents(sources) if put(run, plain(document)))
+    count = len([put(run, plain(document)) for document in documents(sources)])
     typer.echo(f"{count:,} texts wait in the queue of {run}.")
 
 

@@ -122,8 +122,8 @@ class AutonomousTrainer:
         limits: Limits | None = None,
         settings: LearnConfig | None = None,
     ) -> Learned:
-        """Learns from files, folders and other sources (docs/learning.md) in the run `folder`, which is made, or goes on
-        from where it was. Without a `tokenizer` the vocabulary is the 256 bytes.
+        """Learns from files, folders and other sources (docs/learning.md) in the run `folder`, which is made, or goes
+        on from where it was. Without a `tokenizer` the vocabulary is the 256 bytes.
 
         `limits`: without any, all that is there is read once. The model then holds what the run has learned.
         """

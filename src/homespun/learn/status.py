@@ -62,8 +62,8 @@ def _domains(rows: Any) -> list[dict[str, Any]]:
     sizes = rows("SELECT domain, side, sum(tokens) AS n FROM spans WHERE side IN ('replay', 'held') GROUP BY 1, 2")
     found = []
     for name in sorted({row["domain"] for row in sizes}):
-        first = next((each["before"][name] for each in kept if name in each["before"]), {})
-        now = next((each["after"][name] for each in reversed(kept) if name in each["after"]), {})
+        first: dict[str, Any] = next((each["before"][name] for each in kept if name in each["before"]), {})
+        now: dict[str, Any] = next((each["after"][name] for each in reversed(kept) if name in each["after"]), {})
         held = {row["side"]: row["n"] for row in sizes if row["domain"] == name}
         found.append(
             {
