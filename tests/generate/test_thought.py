@@ -154,7 +154,7 @@ def test_a_decoder_learns_to_listen_and_the_model_stays(source, corpus):
     weights = [parameter.clone() for parameter in source.model.parameters()]
     decoder = LatentDecoder(32, 4, source)
     pairs = [("who barks?", "a dog"), ("who meows?", "a cat")]
-    settings = Thinking(steps=250, rows=4, span=8, learning_rate=3e-3, minutes=5, dropout=0.0)
+    settings = Thinking(steps=120, rows=2, span=8, learning_rate=5e-3, minutes=5, dropout=0.0)
     learn_thoughts(decoder, source, corpus, settings, pairs)
     said = [decoder.generate(ThoughtState.from_input(question, 32, source))[0] for question, _ in pairs]
     assert said == [answer for _, answer in pairs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from homespun.model.decoder import Decoder
 from homespun.run import load, recipe, train
 from homespun.train.log import PlainConsole
 
+QUICK = Teaching(held_out_tokens=2048, replay_rows=4)
 PAIRS = [("What is 2+2?", "Four."), ("Who barks?", "A dog."), ("The sky?", "Blue.")]
 
 
@@ -26,8 +28,8 @@ def trained(tmp_path_factory):
     """A run of a tiny model on stories."""
     folder = tmp_path_factory.mktemp("teach") / "run"
     chosen = recipe(
-        "house-tiny", "model.width=48", "model.layers=2", "model.context=64", "tokenizer.kind=bytes",
-        "train.steps=60", "train.batch_tokens=1024", "train.precision=fp32", "train.compile=off",
+        "house-tiny", "model.width=32", "model.layers=1", "model.context=64", "tokenizer.kind=bytes",
+        "train.steps=40", "train.batch_tokens=1024", "train.precision=fp32", "train.compile=off",
         "train.evaluate_tokens=2048",
     )  # fmt: skip
     train("stories:300", chosen, folder, console=PlainConsole(quiet=True))
@@ -48,7 +50,7 @@ def answer(run, question: str) -> str:
 
 
 def test_pairs_that_were_taught_are_answered_and_the_old_text_stays(run):
-    teacher = keep.teacher_of(run, settings=Teaching(held_out_tokens=4096))
+    teacher = keep.teacher_of(run, settings=QUICK)
     found = [teacher.learn_qa(*pair) for pair in PAIRS]
     assert [answer(run, question) for question, _ in PAIRS] == [reply for _, reply in PAIRS]
     assert all(each.known == 1 and each.loss_after < 0.3 < each.loss_before for each in found)
@@ -58,13 +60,13 @@ def test_pairs_that_were_taught_are_answered_and_the_old_text_stays(run):
 
 def test_without_replay_the_old_text_is_lost(run):
     """That the other test can fail."""
-    before = keep.teacher_of(run, settings=Teaching(held_out_tokens=4096, replay=0))
+    before = keep.teacher_of(run, settings=QUICK.model_copy(update={"replay": 0}))
     found = [before.learn_qa(*pair) for pair in PAIRS]
     assert found[-1].held_out_after > found[0].held_out_before * 1.02
 
 
 def test_a_lesson_is_undone_to_the_bit_and_only_once(run):
-    teacher = keep.teacher_of(run)
+    teacher = keep.teacher_of(run, settings=QUICK)
     weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     teacher.learn("A text to read. A text to read.")
     assert any(not torch.equal(weights[name], tensor) for name, tensor in run.model.state_dict().items())
@@ -76,7 +78,7 @@ def test_a_lesson_is_undone_to_the_bit_and_only_once(run):
 
 
 def test_one_update_of_a_sequence_lowers_its_loss(run):
-    found = keep.teacher_of(run).train_on_sequence("The quick brown fox jumps over the lazy dog.")
+    found = keep.teacher_of(run, settings=QUICK).train_on_sequence("The quick brown fox jumps over the lazy dog.")
     assert found.steps == 1 and found.loss_after < found.loss_before
 
 
@@ -94,12 +96,14 @@ def test_what_is_asked(run):
 
 
 def test_it_is_kept_as_the_next_checkpoint_and_taken_back(run):
-    step = run.step
-    saved = keep.teach(run, [pair_lesson(*PAIRS[0])])
+    step, before = run.step, {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    saved = keep.teach(run, [pair_lesson(*PAIRS[0])], settings=QUICK)
     again = load(run.folder)
     assert saved.step == again.step == step + saved.taught.steps > step
     assert answer(again, PAIRS[0][0]) == PAIRS[0][1]
-    later = keep.teach(again, [pair_lesson(*PAIRS[1])])  # beside the first, which the checkpoint remembers
+    later = keep.teach(
+        again, [pair_lesson(*PAIRS[1])], settings=QUICK
+    )  # beside the first, which the checkpoint remembers
     again = load(run.folder)
     assert [answer(again, question) for question, _ in PAIRS[:2]] == [reply for _, reply in PAIRS[:2]]
     assert keep.undo(run.folder) == (later.step, saved.step)
@@ -107,31 +111,46 @@ def test_it_is_kept_as_the_next_checkpoint_and_taken_back(run):
     with pytest.raises(CheckpointError, match="not taught by hand"):
         keep.undo(run.folder)
     back = load(run.folder)
-    assert all(torch.equal(a, b) for a, b in zip(back.model.parameters(), load_first(run).parameters(), strict=True))
-
-
-def load_first(run) -> Decoder:
-    return load(run.folder, "best").model if run.step == load(run.folder, "best").step else load(run.folder).model
+    assert back.step == step
+    assert all(torch.equal(before[name], tensor) for name, tensor in back.model.state_dict().items())
 
 
 def test_it_is_kept_as_a_run_of_its_own(run, tmp_path):
     from homespun.generate.template import template_of
 
     before = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
-    saved = keep.teach(run, [pair_lesson(*PAIRS[0])], tmp_path / "new")
+    saved = keep.teach(run, [pair_lesson(*PAIRS[0])], tmp_path / "new", settings=QUICK)
     new = load(tmp_path / "new")
     assert new.step == saved.step and answer(new, PAIRS[0][0]) == PAIRS[0][1] and template_of(new).conversational
     assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == before
     with pytest.raises(ConfigError, match="exists already"):
-        keep.teach(new, [pair_lesson(*PAIRS[1])], tmp_path / "new")
+        keep.teach(new, [pair_lesson(*PAIRS[1])], tmp_path / "new", settings=QUICK)
 
 
 def test_a_lesson_that_goes_wrong_changes_nothing(run):
     weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     with pytest.raises(DataError):
-        keep.teach(run, [pair_lesson("a" * 100, "b")])
+        keep.teach(run, [pair_lesson("a" * 100, "b")], settings=QUICK)
     assert all(torch.equal(weights[name], tensor) for name, tensor in run.model.state_dict().items())
     assert load(run.folder).step == run.step
+
+
+def test_what_cannot_be_taught_in_place_is_refused(run):
+    with pytest.raises(ConfigError, match="holds an adapter"):
+        adapter = SimpleNamespace(tuned=SimpleNamespace(adapter=True))
+        keep.teach(SimpleNamespace(recipe=adapter, folder="runs/tuned"), [pair_lesson(*PAIRS[0])])
+    (run.folder / "environment.json").write_text(json.dumps({"data": ["gone.txt"]}), encoding="utf-8")
+    with pytest.raises(DataError, match="gone.txt") as error:
+        keep.teach(run, [pair_lesson(*PAIRS[0])])
+    assert "--replay" in error.value.hint
+
+
+def test_other_text_is_held_on_to_where_a_run_names_none(run, tmp_path):
+    (run.folder / "environment.json").unlink()
+    assert keep.teacher_of(run, settings=QUICK).train_on_sequence("One update.").drift is None
+    (tmp_path / "text.txt").write_text("A text to hold on to. " * 200, encoding="utf-8")
+    teacher = keep.teacher_of(run, settings=QUICK, replay=[str(tmp_path / "text.txt")])
+    assert teacher.train_on_sequence("One update.").drift is not None
 
 
 def test_the_command_line(run, tmp_path, capsys):
@@ -145,7 +164,7 @@ def test_the_command_line(run, tmp_path, capsys):
 
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps({"prompt": "Who barks?", "completion": "A dog."}) + "\n", encoding="utf-8")
-    told = typed("What is 2+2?", "Four.", "--file", str(file), "teach.held_out_tokens=4096")
+    told = typed("What is 2+2?", "Four.", "--file", str(file), "teach.held_out_tokens=2048", "teach.replay_rows=4")
     assert told["known"] == told["lessons"] == 2 and told["drift"] < 0.02 and told["step"] > run.step
     assert typed("--undo") == {"folder": str(run.folder), "undone": told["step"], "step": run.step}
     assert "has no answer" in typed("What is 2+2?")["error"]

@@ -62,7 +62,10 @@ def teach(
         if checkpoints.steps()[-1:] != [run.step]:
             raise CheckpointError(f"{run.folder} has newer checkpoints than {run.step}", "Name a new run with --out.")
     place, state = _checkpoint(run)
-    teacher = Teacher(run.model, run.tokenizer, _material(run, replay, console), settings, state.get(LESSONS, ()))
+    material = _material(run, replay, console)
+    if material is None:
+        console.note("the run names no text of its own: nothing of it is repeated beside the lesson, or measured")
+    teacher = Teacher(run.model, run.tokenizer, material, settings, state.get(LESSONS, ()))
     taught = teacher.teach(lessons)
     step = run.step + taught.steps
     files = {"model": run.model.state_dict()}

@@ -80,7 +80,10 @@ def own_material(folder: Path, recipe: Recipe, tokenizer: Tokenizer, console: Co
     names = [str(name) for name in about.get("data", ())]
     if not names and not recipe.data.mixture:
         return None
-    return material_of(names, recipe, tokenizer, console)
+    try:
+        return material_of(names, recipe, tokenizer, console)
+    except DataError as error:
+        raise DataError(f"What the run was trained on: {error.problem}", "Name text with --replay.") from None
 
 
 def material_of(names: Sequence[str], recipe: Recipe, tokenizer: Tokenizer, console: Console) -> Material:

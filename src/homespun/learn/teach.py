@@ -39,9 +39,10 @@ class Teaching(Config):
     """How lessons are taught.
 
     `learning_rate`: of AdamW, fresh for each lesson; none: 0.1 / width. Answers are learnt until each of their tokens
-    has at least the probability `sure`, in at most `steps` updates; a text is read `passes` times. `replay_rows`: rows
-    of the model's context, of the run's own text, in each update; `replay`: their weight beside the lesson's 1.
-    `held_out_tokens`: what is read to measure the drift.
+    has at least the probability `sure`, in at most `steps` updates, and then in `settle` times as many again, in which
+    the rate falls to 0; a text is read `passes` times. `replay_rows`: rows of the model's context, of the run's own
+    text, in each update; `replay`: their weight beside the lesson's 1. `held_out_tokens`: what is read to measure the
+    drift. `seed`: of which rows are replayed.
     """
 
     learning_rate: Annotated[float, Field(gt=0)] | None = None
@@ -109,8 +110,7 @@ class Teacher:
 
     def learn(self, text: str) -> Taught:
         """Reads a text until it is familiar."""
-        words = self._grow(text) if self.grows and text else 0
-        return self.teach([text_lesson(text)], words=words)
+        return self.teach([text_lesson(text)])
 
     def learn_qa(self, question: str, answer: str) -> Taught:
         """Learns the answer to a question."""
@@ -120,20 +120,20 @@ class Teacher:
         """One update on every next token of a text, from its start to its end."""
         return self.teach([text_lesson(text)], steps=1)
 
-    def teach(self, lessons: Sequence[Lesson], steps: int | None = None, words: int = 0) -> Taught:
+    def teach(self, lessons: Sequence[Lesson], steps: int | None = None) -> Taught:
         """Learns lessons together; with `steps`, in so many updates, and without keeping them for replay.
 
         Raises `DataError` for a lesson that cannot be learnt, and `TrainingError` where numbers are no longer finite;
         then the model is as it was.
         """
         context = self.model.config.context
-        rows = rows_of(lessons, self.tokenizer, context)
-        if not len(rows.lengths):
+        if not lessons:
             raise ConfigError("There is nothing to learn", "Give a text, or a question with its answer.")
-        former = rows_of(self.lessons, self.tokenizer, context)
+        rows_of(lessons, self.tokenizer, context)  # before anything changes
         held_out = self._measure()
-        if not words:  # growing has taken one already
-            self._snapshot(held_out)
+        self._snapshot(held_out)
+        words = self._grow(lessons) if self.grows and steps is None else 0
+        rows, former = (rows_of(each, self.tokenizer, context) for each in (lessons, self.lessons))
         training = self.model.training
         self.model.eval()  # without dropout: a lesson is seen a few times only
         before, _ = self._loss(rows)
@@ -146,8 +146,9 @@ class Teacher:
         if steps is None:
             self.lessons += tuple(lessons)
         self._held_out = None
-        known = _known(lessons, rows, sure, context)
-        return Taught(len(lessons), known, done, before, after, held_out, self._measure(), words)
+        if len(sure) != len(lessons):  # windows of texts: known where all are
+            sure = [all(sure)] * len(lessons)
+        return Taught(len(lessons), sum(sure), done, before, after, held_out, self._measure(), words)
 
     def undo(self) -> None:
         """Makes the last lesson undone. Raises `ConfigError` where there was none, or it is undone already."""
@@ -179,9 +180,9 @@ class Teacher:
                     return step
                 for group in optimizer.param_groups:
                     group["lr"] = rate * left
-            parts = [(_some(rows, random, step), 1.0)]
+            parts = [(_some(rows, random), 1.0)]
             if len(former.lengths):
-                parts.append((_some(former, random, step), 1.0))
+                parts.append((_some(former, random), 1.0))
             if self.material is not None and settings.replay and settings.replay_rows:
                 parts.append((self._replayed(), settings.replay))
             for batch, weight in parts:
@@ -241,28 +242,19 @@ class Teacher:
     # -- the vocabulary -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _grow(self, text: str) -> int:
-        """Makes tokens of what occurs repeatedly; each starts as the mean of the two it is made of."""
+    def _grow(self, lessons: Sequence[Lesson]) -> int:
+        """Makes tokens of what occurs repeatedly in texts; each starts as the mean of the two it is made of."""
+        text = "\n".join(lesson["text"] for lesson in lessons if is_text(lesson))
         grown = grow(self.tokenizer, text, self.model.config.vocab or 0)
-        if not grown.parts:
-            return 0
-        self._snapshot(self._measure())
-        tables = [self.model.model.embed_tokens.weight, self.model.head_weight]
+        tables = {id(table): table for table in (self.model.model.embed_tokens.weight, self.model.head_weight)}
         for token, pair in grown.parts.items():
-            for table in tables[: 1 if self.model.config.tie_embeddings else 2]:
+            for table in tables.values():  # one, where they are tied
                 table[token] = (table[pair[0]] + table[pair[1]]) / 2
         self.tokenizer = grown.tokenizer
         return len(grown.parts)
 
 
-def _some(rows: Rows, random: np.random.Generator, step: int) -> Batch:
+def _some(rows: Rows, random: np.random.Generator) -> Batch:
+    """All rows, or some of many."""
     count = len(rows.lengths)
-    chosen = np.arange(count) if count <= ROWS else np.sort(random.choice(count, ROWS, replace=False))
-    return rows.batch(chosen)
-
-
-def _known(lessons: Sequence[Lesson], rows: Rows, sure: Sequence[bool], context: int) -> int:
-    """How many lessons are known; a text has a row for each of its windows, which follow one another."""
-    if len(sure) == len(lessons):
-        return sum(sure)
-    return int(all(sure)) if len(lessons) == 1 else 0
+    return rows.batch(np.arange(count) if count <= ROWS else np.sort(random.choice(count, ROWS, replace=False)))
