@@ -2,7 +2,7 @@
 
     python benchmarks/tuning.py --base-steps 400 --epochs 3
 
-The base reads Wikipedia of the shared data; then it is tuned on 1,000 instructions with answers. Padded: how many
+The base reads WikiText-2 of the shared data; then it is tuned on 1,000 instructions with answers. Padded: how many
 places a step computes for one that holds a token, for conversations in any order and sorted as `tune` does it; a
 program that packs rows without gaps has 1.
 """
@@ -36,7 +36,7 @@ def main() -> None:
     settings = ["tokenizer.kind=bpe", "tokenizer.size=4096", f"train.steps={given.base_steps}", "train.compile=off"]
     with tempfile.TemporaryDirectory() as folder:
         recipe = hs.recipe(given.recipe, *settings, f"model.context={given.context}")
-        base = hs.train(str(given.shared / "wikipedia"), recipe, Path(folder) / "base", console=QUIET)
+        base = hs.train(str(given.shared / "wikitext2"), recipe, Path(folder) / "base", console=QUIET)
         found = read_conversations([rows], base.tokenizer, recipe.model.context, 0.1, say=print)
         print(padding(found, recipe.model.context))
         for lora in (None, 4, 16):
