@@ -2,9 +2,9 @@
 
     python benchmarks/embeddings.py --minutes 5
 
-Both runs read the same text (Wikipedia and WikiText-2 of the shared data, in passages), from the same weights, with
-the same budget; only `objective.weight` differs. Then both are tried on what neither has seen: 500 questions of BoolQ
-and their passages, the sentence pairs of SemEval 2012 to 2014, and the validation side of the text.
+Both runs read the same articles (Wikipedia and WikiText-2 of the shared data), from the same weights, with the same
+budget; only `objective.weight` differs. Then both are tried on what neither has seen: 500 questions of BoolQ and their
+passages, the sentence pairs of SemEval 2012 to 2014, and the validation side of the text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from homespun.evaluate.embeddings import retrieval, similarity
 from homespun.evaluate.tasks import read_retrieval, read_similarity
 from homespun.train.log import PlainConsole, read_metrics
 
-PASSAGE = 700  # characters of a document, about: articles are too few and too long to be told apart
 SETTINGS = ["tokenizer.kind=bpe", "tokenizer.size=4096", "train.batch_tokens=8192", "objective.kind=joint"]
 
 
@@ -55,11 +54,11 @@ def main() -> None:
 
 
 def corpus(shared: Path, place: Path) -> Path:
-    """All texts as JSON lines of passages."""
+    """All articles as JSON lines."""
     with place.open("w", encoding="utf-8") as file:
         for article in articles(shared):
-            for passage in passages(article):
-                file.write(json.dumps({"text": passage}) + "\n")
+            if article.strip():
+                file.write(json.dumps({"text": article.strip()}) + "\n")
     return place
 
 
@@ -75,18 +74,6 @@ def articles(shared: Path) -> Iterator[str]:
     text = re.sub(r" @(.)@ ", r"\1", text).replace("<unk>", "").replace(" n't", "n't")
     text = re.sub(r" ([,.;:!?)%]|'s\b)", r"\1", re.sub(r"(\() ", r"\1", text))
     yield from re.split(r"^ = [^=\n]+ = *$", text, flags=re.MULTILINE)
-
-
-def passages(article: str) -> Iterator[str]:
-    """Consecutive paragraphs of about `PASSAGE` characters."""
-    held = ""
-    for paragraph in re.split(r"\n\s*", article):
-        held = f"{held}\n{paragraph}".strip()
-        if len(held) >= PASSAGE:
-            yield held
-            held = ""
-    if len(held) > PASSAGE / 8:
-        yield held
 
 
 def words(shared: Path) -> dict[str, dict[str, float]]:

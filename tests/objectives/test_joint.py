@@ -75,7 +75,7 @@ def test_views_are_spans_of_one_document(views):
                 assert set((span // 1000).tolist()) == {document}
             first, second = spans
             if views == "adjacent":
-                assert second[0] == first[-1] + 1
+                assert second[0] == first[0] + 32  # a window further on
             if views == "dropout":
                 assert torch.equal(first, second) and (batch.targets[row + 1] == IGNORED).all()
             if views == "crops":
@@ -86,6 +86,15 @@ def test_views_are_spans_of_one_document(views):
             assert (batch.targets != IGNORED).all()
     assert seen >= {0, 1, 2, 3, 4, 5, 7} and bool(sum(overlaps)) == (views == "crops")
     assert 6 not in seen or views == "dropout"  # five tokens hold no two views, but one
+
+
+def test_adjacent_views_leave_the_language_model_every_token_once():
+    split = text(*[50] * 12, 27)  # 640 tokens: an epoch of 10 windows of two rows
+    batches = PairedBatches(split, END, 32, 4, seed=1, views="adjacent", shortest=4)
+    read = [batches[step] for step in range(5)]
+    assert sorted(np.concatenate([batch.tokens.flatten() for batch in read])) == sorted(split.tokens)
+    documents = torch.cat([batch.documents for batch in read])
+    assert (documents == NOWHERE).any() and (documents != NOWHERE).any()
 
 
 def test_every_row_is_a_window_that_goes_on_behind_its_view():
@@ -261,7 +270,7 @@ def test_the_loss_is_computed_in_fp32_under_autocast():
         losses = Joint().build()(model, batch)
     assert vectors.dtype == torch.float32
     expected = info_nce(vectors[::2], vectors[1::2], torch.arange(4), Joint().temperature).mean()
-    assert float(losses.extra["contrastive"][0]) / losses.count == pytest.approx(float(expected), rel=1e-5)
+    assert losses.extra["contrastive"][0].item() / losses.count == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_equal_views_need_dropout():

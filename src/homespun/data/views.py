@@ -46,11 +46,12 @@ class Pairs(Batch):
 
 
 class PairedBatches:
-    """`batches[step]` -> this rank's pairs of the global batch at `step`; half the rows are those of `Batches`.
+    """`batches[step]` -> this rank's pairs of the global batch at `step` (0, 1, 2, ...).
 
-    The first view begins where a window of the split begins, so documents are chosen in proportion to their length; the
-    second lies elsewhere in its document, as `views` says. Lengths are drawn log-uniformly from `shortest` to `longest`
-    tokens, at most half a document. Raises `ConfigError` for rows that make no two pairs or do not divide.
+    The split is cut into windows of two rows; where there is no pair, these are the rows. The first view begins where
+    such a window begins, so documents are chosen in proportion to their length, and the second where `views` says.
+    Lengths are drawn log-uniformly from `shortest` to `longest` tokens, as far as the document goes. Raises
+    `ConfigError` for rows that make no two pairs or do not divide.
     """
 
     def __init__(
@@ -71,79 +72,91 @@ class PairedBatches:
                 f"A batch of {batch_rows} rows does not make pairs for {world} processes",
                 f"Make train.batch_tokens a multiple of {2 * world} x {context} tokens, and at least {4 * context}.",
             )
-        self.windows = Windows(split, context, seed)
-        self.seed, self.pairs = seed, batch_rows // 2
+        self.rows, self.places = Windows(split, context, seed), Windows(split, 2 * context, seed)
         self.batch_rows, self.tokens_per_step = batch_rows, batch_rows * context
-        self.place, self.share = VIEWS[views]
+        self.seed, self.context, self.view = seed, context, VIEWS[views]
         self.shortest, self.longest = shortest, min(longest or context, context)
-        self.size = len(split.tokens)
         self.ends = _ends(split.tokens, end)  # (D,): the place behind each document's last token
-        share = self.pairs // world
+        share = batch_rows // 2 // world
         self._pairs = np.arange(rank * share, (rank + 1) * share)
 
     def __getitem__(self, step: int) -> Pairs:
         if step < 0:
             raise IndexError(f"there is no step {step}")
-        numbers = step * self.pairs + self._pairs
-        anchor = self.windows.places(numbers)
-        document = np.searchsorted(self.ends, anchor)
+        numbers = step * (self.batch_rows // 2) + self._pairs
+        place = self.places.places(numbers)
+        document = np.searchsorted(self.ends, place)
         begin = np.where(document > 0, self.ends[document - 1] + 1, 0)
-        size = self.ends[document] - begin
-        most = np.minimum(size // self.share, self.longest)
-        there = most >= self.shortest
         draws = _fractions(self.seed, numbers)
-        lengths = np.stack([_log_uniform(draws[i], self.shortest, np.maximum(most, self.shortest)) for i in (0, 1)])
-        places, lengths = self.place(anchor - begin, size, lengths, draws[2])
-        elsewhere = np.stack([anchor, (anchor + self.size // 2) % self.size])
-        rows = self.windows.read(_rows(np.where(there, begin + places, elsewhere)))
-        twice = there & (places[0] == places[1])  # what is read twice is learnt once
-        rows.targets[1::2][torch.from_numpy(twice)] = IGNORED
+        found = Room(place - begin, self.ends[document] - begin, self.context, self.shortest, self.longest, draws)
+        starts, lengths = self.view(found)
+        there = (lengths >= self.shortest).all(0)
+        batch = self.rows.read(_rows(np.where(there, begin + starts, [place, place + self.context])))
+        twice = there & (starts[0] == starts[1])  # what is read twice is learnt once
+        batch.targets[1::2][torch.from_numpy(twice)] = IGNORED
         return Pairs(
-            rows.tokens,
-            rows.targets,
+            batch.tokens,
+            batch.targets,
             torch.from_numpy(_rows(np.where(there, lengths, 0))),
-            torch.from_numpy(_rows(np.where(there, np.stack([document, document]), NOWHERE))),
+            torch.from_numpy(_rows(np.where(there, [document, document], NOWHERE))),
         )
 
     @property
     def steps_per_epoch(self) -> float:
         """Steps that read as many tokens as the split has."""
-        return self.windows.count / self.batch_rows
+        return self.rows.count / self.batch_rows
+
+
+@dataclass(frozen=True)
+class Room:
+    """The documents in which views are to be placed: where in each a window begins (`near`), the `size` of each, random
+    numbers in [0, 1) for each; (P,) and (k, P)."""
+
+    near: np.ndarray
+    size: np.ndarray
+    context: int
+    shortest: int
+    longest: int
+    draws: np.ndarray
+
+    def lengths(self, most: np.ndarray) -> np.ndarray:
+        """Of both views, at most `most` (2, P) tokens and the longest: (2, P), 0 where the shortest does not fit."""
+        most = np.minimum(most, self.longest)
+        ratio = np.maximum(most + 1, self.shortest) / self.shortest
+        drawn = np.floor(self.shortest * ratio ** self.draws[:2]).astype(np.int64)
+        return np.where(most < self.shortest, 0, np.minimum(drawn, most))
 
 
 Placed = tuple[np.ndarray, np.ndarray]
-"""Where two views begin within their document, and their lengths: (2, P) each."""
+"""Where the two views begin within their document, and their lengths: (2, P) each."""
 
 
-def crops(near: np.ndarray, size: np.ndarray, lengths: np.ndarray, draw: np.ndarray) -> Placed:
-    """Two crops at independent places, of which no more than half of the longer one may be in both. `near` (P,): where
-    the first may begin; `size` (P,) of the documents."""
+def crops(room: Room) -> Placed:
+    """Two crops at independent places, each at most half of the document; no more than half of the longer one is in
+    both."""
+    lengths = room.lengths(np.stack([room.size // 2] * 2))
     longer = lengths.max(0)
-    places = np.maximum(size - longer + 1, 1)  # a ring of them: the distance is then alike in both directions
-    first = np.minimum(near, places - 1)
+    places = np.maximum(room.size - longer + 1, 1)  # a ring of them: the distance is then alike in both directions
+    first = np.minimum(room.near, places - 1)
     apart = np.minimum(longer // 2, places // 2)
-    second = (first + apart + (draw * (places - 2 * apart + 1)).astype(np.int64)) % places
+    second = (first + apart + (room.draws[2] * (places - 2 * apart + 1)).astype(np.int64)) % places
     return np.stack([first, second]), lengths
 
 
-def adjacent(near: np.ndarray, size: np.ndarray, lengths: np.ndarray, draw: np.ndarray) -> Placed:
-    """A span and the one that follows it."""
-    first = np.minimum(near, size - lengths.sum(0))
-    return np.stack([first, first + lengths[0]]), lengths
+def adjacent(room: Room) -> Placed:
+    """The beginnings of two windows of the text that follow each other: the rows are those without pairs."""
+    starts = np.stack([room.near, room.near + room.context])
+    return starts, room.lengths(room.size - starts)
 
 
-def dropout(near: np.ndarray, size: np.ndarray, lengths: np.ndarray, draw: np.ndarray) -> Placed:
+def dropout(room: Room) -> Placed:
     """The same span twice, which dropout alone makes two views (Gao et al., 2021)."""
-    first = np.minimum(near, size - lengths[0])
-    return np.stack([first, first]), np.stack([lengths[0], lengths[0]])
+    length = room.lengths(np.stack([room.size] * 2))[0]
+    first = np.minimum(room.near, room.size - length)
+    return np.stack([first, first]), np.stack([length, length])
 
 
-VIEWS: dict[Views, tuple[Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Placed], int]] = {
-    "crops": (crops, 2),
-    "adjacent": (adjacent, 2),
-    "dropout": (dropout, 1),
-}
-"""What places the views, and which part of a document one of them may be."""
+VIEWS: dict[Views, Callable[[Room], Placed]] = {"crops": crops, "adjacent": adjacent, "dropout": dropout}
 
 
 def halves(ids: Tensor) -> Pairs:
@@ -169,11 +182,6 @@ def _fractions(seed: int, numbers: np.ndarray) -> np.ndarray:
     words = keys_of(seed ^ 0xD1B54A32D192ED03, numbers)  # another seed than that of the order of the windows
     fractions: np.ndarray = (words >> np.uint64(11)) / np.float64(2**53)
     return fractions
-
-
-def _log_uniform(draw: np.ndarray, least: int, most: np.ndarray) -> np.ndarray:
-    length = np.floor(least * ((most + 1) / least) ** draw).astype(np.int64)
-    return np.minimum(length, most)
 
 
 def _ends(tokens: np.ndarray, end: int, part: int = 2**24) -> np.ndarray:

@@ -27,7 +27,7 @@ class Joint(CrossEntropy):
     """Next-token prediction, and a contrastive loss on pairs of views of one document: see docs/embeddings.md.
 
     `weight`: of the contrastive loss (nats for a pair) beside the other (nats for a token); at 0 this is `next_token`,
-    bit for bit. `views`: two `crops` of a document, `adjacent` spans, or one span under two masks of `dropout`.
+    bit for bit. `views`: two `crops` of a document, `adjacent` windows, or one span under two masks of `dropout`.
     `temperature`: divides the cosines. `shortest`, `longest`: tokens of a view (none: up to the context).
     """
 
