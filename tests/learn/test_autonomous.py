@@ -56,7 +56,7 @@ def test_a_cycle_that_does_harm_is_taken_back(run: Path, tmp_path: Path) -> None
     cycles = status(run)["cycles"]
     assert all("rose" in each["reason"] or "fall" in each["reason"] or "finite" in each["reason"] for each in cycles)
     rates = [each["learning_rate"] for each in cycles]
-    assert rates[-1] == rates[0] / 2
+    assert rates[1] == pytest.approx(0.4 * rates[0]) and cycles[1]["replay_tokens"] > cycles[0]["replay_tokens"]
     assert status(run)["texts"]["refused"] > 0
 
 

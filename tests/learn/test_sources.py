@@ -125,7 +125,7 @@ def test_a_query_goes_on_behind_its_cursor(tmp_path: Path) -> None:
 
 def test_standard_input_is_cut_where_it_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = json.dumps({"text": "a row"})
-    running = "\n\n".join("word " * 300 for _ in range(4))
+    running = "\n\n".join("word " * 75 for _ in range(4))
 
     class Input:
         buffer = io.BytesIO(f"{row}\n{running}\n".encode())

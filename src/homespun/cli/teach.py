@@ -70,7 +70,7 @@ def teach(
         facts = asdict(saved.taught) | {"drift": saved.taught.drift}
         show.as_json({"folder": str(saved.folder), "step": saved.step, **facts})
         return
-    _tell(saved)
+    _tell(saved, run)
 
 
 def _split(given: list[str] | None) -> tuple[list[str], list[str]]:
@@ -123,7 +123,7 @@ def _undo(run: Path, json: bool) -> None:
         typer.echo(f"Step {step} is undone: {run} is at step {before} again.")
 
 
-def _tell(saved: Saved) -> None:
+def _tell(saved: Saved, run: Path) -> None:
     taught = saved.taught
     typer.echo(
         f"{taught.steps} updates: the lesson's loss fell from {taught.loss_before:.3f} to {taught.loss_after:.3f}; "
@@ -135,9 +135,7 @@ def _tell(saved: Saved) -> None:
             f"after ({taught.drift:+.1%})."
         )
     typer.echo(f"Run: {saved.folder}, step {saved.step}")
-    show.next_commands(
-        {
-            show.command("chat", saved.folder): "ask it",
-            show.command("teach", saved.folder, "--undo"): "take the lesson back",
-        }
-    )
+    next_ones = {show.command("chat", saved.folder): "ask it"}
+    if saved.folder == run:
+        next_ones[show.command("teach", run, "--undo")] = "take the lesson back"
+    show.next_commands(next_ones)

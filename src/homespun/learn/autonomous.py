@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from homespun.data.formats import PIECE
 from homespun.data.text import cut
 from homespun.data.tokenizer import Tokenizer
 from homespun.errors import DataError
@@ -23,7 +22,7 @@ from homespun.learn import dedup, replay
 from homespun.learn.journal import Journal, Prepared
 from homespun.learn.pupil import Pupil
 from homespun.learn.settings import LearnConfig
-from homespun.learn.sources import Part, Source, encode_cursor, open_sources, problem_of
+from homespun.learn.sources import PIECE, Part, Source, encode_cursor, open_sources, problem_of
 from homespun.learn.study import Study
 from homespun.model.decoder import Decoder
 from homespun.train.guard import SignalGuard

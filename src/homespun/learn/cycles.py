@@ -15,14 +15,22 @@ from typing import Any
 from homespun.learn.journal import Item, Journal
 from homespun.learn.replay import CORPUS, add_span, domains, trim
 
+CALM, MOST_CAUTION = 4, 5
+
 
 def open_cycle(
-    journal: Journal, items: Sequence[Item], novelty: Mapping[int, float], base_step: int, learning_rate: float
+    journal: Journal,
+    items: Sequence[Item],
+    novelty: Mapping[int, float],
+    base_step: int,
+    learning_rate: float,
+    caution: int,
 ) -> int:
     """Puts texts that wait into a new cycle; returns its number. Called inside a transaction."""
     number = journal.run(
-        "INSERT INTO cycles (state, opened, base_step, new_tokens, learning_rate) VALUES ('open', ?, ?, ?, ?)",
-        time.time(), base_step, sum(item.tokens for item in items), learning_rate,
+        "INSERT INTO cycles (state, opened, base_step, new_tokens, learning_rate, caution) "
+        "VALUES ('open', ?, ?, ?, ?, ?)",
+        time.time(), base_step, sum(item.tokens for item in items), learning_rate, caution,
     )  # fmt: skip
     for item in items:
         journal.run(
@@ -103,6 +111,18 @@ def _put_back(journal: Journal, number: int, state: str, reason: str) -> None:
         "AND text IS NOT NULL", number,
     )  # fmt: skip
     journal.run("UPDATE items SET state = 'lost' WHERE cycle = ? AND state = 'learned'", number)  # text is gone, too
+
+
+def caution(journal: Journal) -> int:
+    """How carefully the next cycle goes: one step more than a refused one, one less than `CALM` kept ones in a row."""
+    query = "SELECT state, caution FROM cycles WHERE state IN ('kept', 'refused') ORDER BY id DESC LIMIT ?"
+    before = [(str(row["state"]), int(row["caution"])) for row in journal.rows(query, CALM)]
+    if not before:
+        return 0
+    state, last = before[0]
+    if state == "refused":
+        return min(last + 1, MOST_CAUTION)
+    return max(0, last - 1) if before == [("kept", last)] * CALM else last
 
 
 def add_new(journal: Journal, number: int, item: Item, ids: Sequence[int]) -> None:

@@ -39,7 +39,7 @@ CREATE TABLE spans (id INTEGER PRIMARY KEY, domain TEXT NOT NULL, side TEXT NOT 
 CREATE INDEX spans_side ON spans (side, domain, priority);
 CREATE TABLE cycles (id INTEGER PRIMARY KEY, state TEXT NOT NULL, opened REAL NOT NULL, closed REAL,
     base_step INTEGER NOT NULL, step INTEGER, new_tokens INTEGER NOT NULL, replay_tokens INTEGER,
-    learning_rate REAL NOT NULL, seconds REAL, figures TEXT, reason TEXT);
+    learning_rate REAL NOT NULL, caution INTEGER NOT NULL DEFAULT 0, seconds REAL, figures TEXT, reason TEXT);
 CREATE TABLE drift (domain TEXT NOT NULL, cycle INTEGER NOT NULL, value REAL NOT NULL, PRIMARY KEY (domain, cycle));
 CREATE TABLE events (id INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL);
 """

@@ -24,11 +24,12 @@ from typing import Any, Protocol
 
 from homespun.data import formats
 from homespun.data import sources as named
-from homespun.data.formats import PIECE, READERS, Document, Meter
+from homespun.data.formats import READERS, Document, Meter
 from homespun.errors import DataError, HomespunError
 from homespun.learn import spool
 
 PART = 64  # texts
+PIECE = 2048  # characters after which running text is cut at the next blank line
 BLOCK = 1 << 20  # bytes of a tail at a time
 SETTLED = 1.0  # seconds for which nobody wrote to a file
 TAILS = (".jsonl", ".ndjson")

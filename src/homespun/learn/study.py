@@ -15,6 +15,9 @@ from homespun.learn.journal import Item, Journal
 from homespun.learn.pupil import Pupil, Stopped
 from homespun.learn.settings import LearnConfig
 
+RATE, SHARE = 0.4, 0.7
+"""What each step of caution does to the learning rate, and to the share of new text."""
+
 
 class Study:
     """Makes cycles, one after the other; `say` is told of each decision. `kept` and `refused` count them."""
@@ -45,8 +48,9 @@ class Study:
         if not chosen:
             return None
         settings, pupil = self.settings, self.pupil
-        rate = pupil.recipe.optimizer.learning_rate * settings.learning_rate * 0.5 ** max(item.tries for item in chosen)
-        number, text = self._open_cycle(chosen, novelty, rate)
+        caution = cycles.caution(self.journal)
+        rate = pupil.recipe.optimizer.learning_rate * settings.learning_rate * RATE**caution
+        number, text = self._open_cycle(chosen, novelty, rate, caution)
         new = {item.domain for item in chosen}
         before = pupil.measure(text)
         figures: dict[str, Any] = {"before": before, "after": {}, "training": {}}
@@ -128,11 +132,13 @@ class Study:
         known = [found[name]["loss"] for name in cycles.learned(self.journal) if name in found]
         return sum(known) / len(known) if known else 0.0
 
-    def _open_cycle(self, items: list[Item], novelty: dict[int, float], rate: float) -> tuple[int, replay.CycleText]:
+    def _open_cycle(
+        self, items: list[Item], novelty: dict[int, float], rate: float, caution: int
+    ) -> tuple[int, replay.CycleText]:
         """Opens the cycle: some texts are held out, the rest is its text, and old text stands beside it."""
         settings, journal = self.settings, self.journal
         with journal.transaction():
-            number = cycles.open_cycle(journal, items, novelty, self.pupil.progress.step, rate)
+            number = cycles.open_cycle(journal, items, novelty, self.pupil.progress.step, rate, caution)
             out = self._held_out(items)
             parts = []
             for item in items:
@@ -144,7 +150,8 @@ class Study:
                     cycles.add_new(journal, number, item, ids)
                     parts.append(np.array(ids, dtype=np.int64))
             new = sum(map(len, parts))
-            old = replay.draw(journal, round(new * settings.replay / (1 - settings.replay)), number)
+            share = (1 - settings.replay) * SHARE**caution if settings.replay else 1.0
+            old = replay.draw(journal, round(new / share - new), number)
             journal.run("UPDATE cycles SET new_tokens = ?, replay_tokens = ? WHERE id = ?", new, len(old), number)
         held = replay.held(journal, settings.evaluate_tokens)
         return number, replay.CycleText(self.tokenizer, replay.Tokens(np.concatenate([*parts, old])), held)

@@ -39,8 +39,8 @@ class Teaching(Config):
     """How lessons are taught.
 
     `learning_rate`: of AdamW, fresh for each lesson; none: 0.1 / width. Answers are learnt until each of their tokens
-    has at least the probability `sure`, in at most `steps` updates, and then in `settle` times as many again, in which
-    the rate falls to 0; a text is read `passes` times. `replay_rows`: rows of the model's context, of the run's own
+    has at least the probability `sure`, in at most `steps` updates, of which the rate rises in the first `warmup`; then
+    it falls to 0, in `settle` more or half as many as it took; a text is read `passes` times. `replay_rows`: rows of the model's context, of the run's own
     text, in each update; `replay`: their weight beside the lesson's 1. `held_out_tokens`: what is read to measure the
     drift. `seed`: of which rows are replayed.
     """
@@ -49,7 +49,8 @@ class Teaching(Config):
     steps: Count = 200
     sure: Annotated[float, Field(gt=0.5, lt=1)] = 0.8
     passes: Count = 10
-    settle: Annotated[float, Field(ge=0)] = 0.5
+    settle: Count = 30
+    warmup: Count = 10
     replay_rows: Annotated[int, Field(ge=0)] = 8
     replay: Annotated[float, Field(ge=0)] = 1.0
     held_out_tokens: Count = 32768
@@ -174,12 +175,13 @@ class Teacher:
         random = np.random.default_rng([settings.seed, self.steps])
         learnt_at: int | None = None
         for step in range(most):
+            left = 1.0
             if learnt_at is not None:
-                left = 1 - (step - learnt_at) / max(1, learnt_at * settings.settle)
+                left = 1 - (step - learnt_at) / max(settings.settle, learnt_at // 2)
                 if left <= 0:
                     return step
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * left
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min(left, (step + 1) / settings.warmup)
             parts = [(_some(rows, random), 1.0)]
             if len(former.lengths):
                 parts.append((_some(former, random), 1.0))

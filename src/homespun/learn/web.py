@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from html import unescape
 from typing import Any
 
-from homespun.data.formats import PIECE
 from homespun.data.text import cut
 from homespun.errors import DataError, MissingExtraError
-from homespun.learn.sources import Cursors, Part
+from homespun.learn.sources import PIECE, Cursors, Part
 
 MOST = 16 * 2**20  # bytes of one answer
 POLITE = 60.0  # seconds between two looks at an address
