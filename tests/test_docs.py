@@ -78,6 +78,14 @@ def test_every_documented_key_is_a_setting() -> None:
             here = here[part]
 
 
+def test_every_key_of_the_joint_objective_is_documented() -> None:
+    keys = set(re.findall(r"^\| `([a-z]+(?:\.\w+)+)` \|", TEXTS["docs/embeddings.md"], re.MULTILINE))
+    plain = override(recipe("house-tiny"), ["model.embedding={}"])
+    joint = to_dict(override(plain, ["objective.kind=joint"]))
+    own = {f"objective.{name}" for name in joint["objective"].keys() - to_dict(plain)["objective"].keys()}
+    assert keys == own | {f"model.embedding.{name}" for name in joint["model"]["embedding"]}
+
+
 def test_every_recipe_is_documented() -> None:
     page = TEXTS["docs/recipes.md"]
     for name in recipes():

@@ -40,18 +40,16 @@ PYTHON = "runs in Python"  # the direct Python form of a Rust example, written h
 COMMANDS = "commands"  # the family's page names each, and what to type instead
 SETTINGS = "settings"  # the same for keys of YAML
 DRAWING = "drawing"  # nothing to run
-WAITS = "waits"  # for learning from taught texts and for thoughts; the page says so
-PART = "runs in part, the rest waits"
 
 BLOCKS = {
-    "alen": [PYTHON] * 5 + [PART] + [PYTHON] * 3 + [COMMANDS, WAITS],
+    "alen": [PYTHON] * 9 + [COMMANDS, PYTHON],
     "kenga": [RUNS, RUNS],
     "kimbho-v1": [COMMANDS, COMMANDS, RUNS, COMMANDS, RUNS, DRAWING],
     "nanokimi": [COMMANDS] * 3 + [RUNS, DRAWING, DRAWING, COMMANDS, RUNS, RUNS]
     + [SETTINGS, SETTINGS, RUNS, SETTINGS, COMMANDS],
     "optimus-prime": [COMMANDS] * 5 + [RUNS, DRAWING],
 }  # fmt: skip
-LANGUAGES = {RUNS: {"python"}, PYTHON: {"rust"}, PART: {"rust"}, WAITS: {"rust"}, COMMANDS: {"bash"},
+LANGUAGES = {RUNS: {"python"}, PYTHON: {"rust"}, COMMANDS: {"bash"},
              SETTINGS: {"yaml"}, DRAWING: {""}}  # fmt: skip
 PAGE = {"kimbho-v1": "kimbho"}  # the others have the document's name
 
@@ -146,7 +144,7 @@ def test_every_block_that_runs_has_a_test():
     tests = {name for name in globals() if name.startswith("test_")}
     for name, kinds in BLOCKS.items():
         for number, kind in enumerate(kinds, 1):
-            if kind in (RUNS, PYTHON, PART, WAITS):
+            if kind in (RUNS, PYTHON):
                 assert any(each.startswith(f"test_{name.replace('-', '_')}_{number}_") for each in tests), (
                     name,
                     number,
@@ -344,9 +342,14 @@ def test_alen_5_large_sizes(size):
 
 def test_alen_6_training():
     model = LargeLanguageModel(LargeModelConfig.micro())
-    losses = [model.train_on_sequence("Complete text for next-token prediction") for _ in range(12)]
-    assert losses[0] == pytest.approx(math.log(8000), rel=0.05) and losses[-1] < losses[0] - 0.5
-    assert not hasattr(model, "learn") and not hasattr(model, "learn_qa")  # when they come, this example runs whole
+    first = model.learn("Training text here...")
+    assert first.loss_before == pytest.approx(math.log(8000), rel=0.05) and first.loss_after < first.loss_before - 0.5
+    answered = model.learn_qa("What is 2+2?", "The answer is 4.")
+    assert answered.known == answered.lessons == 1 and model.answer("What is 2+2?") == "The answer is 4."
+    updates = [model.train_on_sequence("Complete text for next-token prediction") for _ in range(3)]
+    assert [each.steps for each in updates] == [1, 1, 1] and updates[-1].loss_after < updates[0].loss_before
+    model.learn_qa("What is 3+3?", "The answer is 6.")
+    assert model.answer("What is 2+2?") == "The answer is 4."  # still
 
 
 def test_alen_7_generation(alen):
@@ -369,11 +372,22 @@ def test_alen_9_settings(block):
         assert ours[name] in words[kind], name
 
 
-def test_alen_11_thoughts(alen):
-    from homespun.families import alen as family
+def test_alen_8_a_vocabulary_that_grows():
+    model = LargeLanguageModel(LargeModelConfig.micro())
+    model.learn("the cat and the dog and the cat and the dog")
+    stats = model.stats()
+    assert 260 < stats.vocab_size <= stats.max_vocab_size == 8000
 
-    assert not hasattr(family, "ThoughtState") and not hasattr(family, "LatentDecoder")  # they wait
-    assert LargeModelConfig.small().d_model == 256  # `LargeModelConfig::small()`; `generate` is that of example 7
+
+def test_alen_11_thoughts(alen):
+    from homespun.families.alen import LatentDecoder, ThoughtState
+
+    thought = ThoughtState.from_input("question", 256)
+    latent_decoder = LatentDecoder(256, 64)
+    assert LargeModelConfig.small().d_model == 256  # the document's model; `generate` is that of example 7
+    text, confidence = latent_decoder.generate(thought)
+    assert isinstance(text, str) and 0 < confidence < 1
+    assert isinstance(alen.generate("prompt", 50, 0.8), str)
 
 
 def test_the_sizes_of_alen(documents):

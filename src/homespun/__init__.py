@@ -29,13 +29,21 @@ _PUBLIC = {
     "load": "homespun.run",
     "export": "homespun.run",
     "import_model": "homespun.run",
+    "tune": "homespun.run",
     "plan": "homespun.run",
     "bench": "homespun.run",
     "prepare": "homespun.run",
     "Run": "homespun.run",
     "Decoder": "homespun.model.decoder",
+    "LoRA": "homespun.model.lora",
+    "teach": "homespun.learn.keep",
+    "learn_thoughts": "homespun.learn.thoughts",
+    "ThoughtState": "homespun.generate.thought",
+    "LatentDecoder": "homespun.generate.thought",
+    "Hybrid": "homespun.generate.hybrid",
     "Recipe": "homespun.train.recipe",
     "Generator": "homespun.generate.engine",
+    "Embedder": "homespun.generate.embedder",
     "Sampling": "homespun.generate.sampling",
     "HomespunError": "homespun.errors",
 }
@@ -44,9 +52,16 @@ __all__ = ["__version__", "train", *_PUBLIC]
 
 if TYPE_CHECKING:
     from homespun.errors import HomespunError as HomespunError
+    from homespun.generate.embedder import Embedder as Embedder
     from homespun.generate.engine import Generator as Generator
+    from homespun.generate.hybrid import Hybrid as Hybrid
     from homespun.generate.sampling import Sampling as Sampling
+    from homespun.generate.thought import LatentDecoder as LatentDecoder
+    from homespun.generate.thought import ThoughtState as ThoughtState
+    from homespun.learn.keep import teach as teach
+    from homespun.learn.thoughts import learn_thoughts as learn_thoughts
     from homespun.model.decoder import Decoder as Decoder
+    from homespun.model.lora import LoRA as LoRA
     from homespun.run import Run as Run
     from homespun.run import bench as bench
     from homespun.run import export as export
@@ -57,6 +72,7 @@ if TYPE_CHECKING:
     from homespun.run import recipe as recipe
     from homespun.run import recipes as recipes
     from homespun.run import train as train
+    from homespun.run import tune as tune
     from homespun.train.recipe import Recipe as Recipe
 
 

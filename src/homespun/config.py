@@ -170,6 +170,8 @@ def _assign(cls: type[Config], data: dict[str, Any], path: list[str], value: Any
         if not isinstance(here, dict) or here.get(name) is None:
             known = _fields_at(cls, data, path[:depth])
             opened = _opened(known[name]) if name in known and isinstance(here, dict) else None
+            if isinstance(here, dict) and not known:  # a table, whose entries have any name
+                opened = {}
             if opened is None:
                 hint = f"{'.'.join(path[: depth + 1])} is a plain value." if name in known else nearest(name, known)
                 raise ConfigError(f"Unknown setting {'.'.join(path)!r}", hint)
@@ -242,9 +244,15 @@ def _opened(field: FieldInfo) -> dict[str, Any] | None:
 
 def _fields_at(cls: Any, data: Any, path: list[str]) -> dict[str, FieldInfo]:
     """The known settings below `path`, by name; where a union has no kind yet, those of all its members."""
-    found = [cls]
+    found: list[Any] = [cls]
+    entries: list[type[Config]] = []
     for name in path:
         data = data.get(name) if isinstance(data, Mapping) else None
+        if entries:  # `name` is that of an entry
+            found, entries = entries, []
+            continue
+        fields = [c.model_fields[name].annotation for c in found if name in c.model_fields]
+        entries = [m for each in fields if get_origin(each) is dict for m in _configs(get_args(each)[1])]
         members = [m for c in found if name in c.model_fields for m in _configs(c.model_fields[name].annotation)]
         kind = _kind(data)
         found = [m for m in members if "kind" in m.model_fields and m.model_fields["kind"].default == kind] or members

@@ -6,31 +6,37 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from homespun import config
 from homespun.benchmark.bench import PARTS, Bench, Part
 from homespun.benchmark.bench import bench as measure
 from homespun.data.corpus import Corpus
-from homespun.data.corpus import prepare as prepare_corpus
 from homespun.data.tokenizer import Tokenizer
 from homespun.data.vocabulary import parse_tokenizer
 from homespun.errors import CheckpointError, ConfigError
+from homespun.evaluate.measure import Places
+from homespun.evaluate.measure import measure as measure_run
 from homespun.evaluate.report import write_report
-from homespun.exchange import huggingface
+from homespun.exchange import huggingface, peft
 from homespun.exchange.memory import imported
 from homespun.families import RECIPES
+from homespun.generate.embedder import Embedder
 from homespun.generate.engine import Completion, Generator
 from homespun.generate.sampling import Sampling
 from homespun.generate.speculative import DraftModel, PromptLookup
+from homespun.learn import tune as tuning
 from homespun.model.cost import cost
 from homespun.model.decoder import Decoder
+from homespun.model.lora import LoRA
 from homespun.model.packed import Weights
 from homespun.train import parallel
 from homespun.train.checkpoint import Checkpoints
 from homespun.train.estimate import Plan
 from homespun.train.estimate import plan as estimate
 from homespun.train.folder import environment_of, note_environment, open_folder, read_settings
+from homespun.train.gather import completed, gather, gather_once, listed
 from homespun.train.log import Console, PlainConsole, read_metrics
 from homespun.train.machine import available_memory, keep_memory
 from homespun.train.memory import rows_that_fit
@@ -64,9 +70,8 @@ def prepare(
     data: str | Sequence[str], tokenizer: str = "auto", out: str | Path | None = None, console: Console | None = None
 ) -> Corpus:
     """Tokenises `data` (see `docs/data.md`) into `out`, or into the cache; its folder may be given to `train`."""
-    return _prepare(
-        data, recipe(DEFAULT_RECIPE).model_copy(update={"tokenizer": parse_tokenizer(tokenizer)}), out, console
-    )
+    chosen = recipe(DEFAULT_RECIPE).model_copy(update={"tokenizer": parse_tokenizer(tokenizer)})
+    return gather(data, chosen, out, console)
 
 
 def train(
@@ -90,12 +95,12 @@ def train(
     keep_memory()
     world = parallel.join()
     console = console or PlainConsole()
-    corpus = _prepare_once(data, chosen, console, world)
-    chosen = _with_vocabulary(chosen, corpus.tokenizer)
+    corpus = gather_once(data, chosen, console, world)
+    chosen = completed(chosen, corpus.tokenizer)
     costs = cost(chosen.model, checkpointed=chosen.train.checkpoint_activations)
     rows_that_fit(costs, chosen.model.context, 1, available_memory(world.device))  # before anything is allocated
     if world.leader:
-        open_folder(folder, chosen, corpus, [data] if isinstance(data, str) else [str(source) for source in data])
+        open_folder(folder, chosen, corpus, listed(data))
     world.wait()
     torch.manual_seed(chosen.train.seed)
     trainer = Trainer(chosen, Decoder(chosen.model), corpus, folder, world, console, _sampler(corpus.tokenizer))
@@ -107,6 +112,30 @@ def train(
         run.report()
     parallel.leave()
     return run
+
+
+def tune(
+    run: Run | str | Path,
+    pairs: str | Sequence[str],
+    out: str | Path,
+    *settings: str,
+    lora: LoRA | int | None = None,
+    checkpoint: str = "last",
+    console: Console | None = None,
+) -> Run:
+    """Teaches a run to answer, in the new folder `out`; the same call continues: see docs/tuning.md.
+
+    `pairs`: files of prompts with answers, or conversations. `settings`: `dotted.key=value`, of training. `lora`: train
+    an adapter of this rank alone.
+    """
+    base = run if isinstance(run, Run) else load(run, checkpoint)
+    adapter = LoRA(rank=lora) if isinstance(lora, int) else lora
+    chosen = recipe(tuning.tuned_recipe(base, adapter), *settings)
+    summary = tuning.tune(base, chosen, listed(pairs), Path(out), console or PlainConsole())
+    tuned = load(out)
+    tuned.result = summary
+    tuned.report()
+    return tuned
 
 
 def plan(recipe: Recipe | str = DEFAULT_RECIPE, measure: bool = True) -> Plan:
@@ -171,15 +200,17 @@ def export(
 ) -> str:
     """Writes a run, or the one in a folder, into the new folder `out` for other programs; returns the class it became.
 
-    `to`: `hf`, for transformers. `dtype`: fp32, bf16 or fp16 (see docs/exchange.md). `max_shard`: bytes of one weight
-    file, also written `5G`.
+    `to`: `hf`, for transformers; `peft`, the adapter of a tuned run alone. `dtype`: fp32, bf16 or fp16 (see
+    docs/exchange.md). `max_shard`: bytes of one weight file, also written `5G`.
     """
-    if to != "hf":
-        raise ConfigError(f"There is no format {to!r} to export to", "Known: hf.")
+    if to not in ("hf", "peft"):
+        raise ConfigError(f"There is no format {to!r} to export to", "Known: hf, peft.")
     shard = config.human_number(max_shard)
     if not isinstance(shard, int) or shard < 1:
         raise ConfigError(f"max_shard = {max_shard!r} is no number of bytes", "Write it as 5G.")
     trained = run if isinstance(run, Run) else load(run, checkpoint)
+    if to == "peft":
+        return peft.export_adapter(trained, Path(out))
     return huggingface.export(trained, Path(out), dtype, shard).architecture
 
 
@@ -239,6 +270,15 @@ class Run:
         """`count` completions of each prompt with ids, log-probabilities and the reason of their end."""
         return self.generator.complete(list(prompts), _sampling(sampling or self.sampling, settings), count=count)
 
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """A vector of length 1 for each text, (n, e) float32: their products say how alike texts are."""
+        return Embedder(self.model, self.tokenizer).embed(texts)
+
+    def evaluate(self, data: Places = (), *, retrieval: Places = (), similarity: Places = ()) -> dict[str, Any]:
+        """Bits per byte on the text of `data`; how good vectors are on files of questions with passages, or of pairs of
+        sentences, beside what words alone reach (docs/embeddings.md). By name: `text`, the files."""
+        return measure_run(self.model, self.tokenizer, self.embed, data, retrieval, similarity)
+
     def report(self) -> Path:
         """Writes `report.html` into the run's folder and returns its path."""
         return write_report([self.folder], self.folder / "report.html")
@@ -275,36 +315,6 @@ def _named(name: str) -> Recipe:
         start = _named(str(base)) if base is not None else Recipe()
         return config.merge(start, {"name": path.stem} | data, str(path))
     raise ConfigError(f"There is no recipe {name!r}", config.nearest(name, RECIPES))
-
-
-def _prepare(data: str | Sequence[str], chosen: Recipe, out: str | Path | None, console: Console | None) -> Corpus:
-    sources = [data] if isinstance(data, (str, Path)) else list(data)
-    shown = console or PlainConsole()
-    return prepare_corpus(
-        [str(source) for source in sources], chosen.tokenizer, chosen.data, Path(out) if out else None,
-        progress=shown.preparing, say=shown.note,
-    )  # fmt: skip
-
-
-def _prepare_once(data: str | Sequence[str], chosen: Recipe, console: Console, world: parallel.World) -> Corpus:
-    """The leader prepares, the others then find it in the cache."""
-    if not world.leader:
-        world.wait()
-    corpus = _prepare(data, chosen, None, console if world.leader else PlainConsole(quiet=True))
-    if world.leader:
-        world.wait()
-    return corpus
-
-
-def _with_vocabulary(chosen: Recipe, tokenizer: Tokenizer) -> Recipe:
-    """The recipe with `model.vocab` filled in; a vocabulary set by hand must hold every token."""
-    asked = chosen.model.vocab
-    if asked is not None and asked < tokenizer.vocab_size:
-        raise ConfigError(
-            f"model.vocab = {asked} is smaller than the tokenizer's {tokenizer.vocab_size} tokens",
-            "Leave model.vocab out, or choose a smaller tokenizer.",
-        )
-    return config.override(chosen, [f"model.vocab={asked or tokenizer.vocab_size}"])
 
 
 def _sampler(tokenizer: Tokenizer) -> Any:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homespun.data.batches import IGNORED, Batches, _keys, permute, validation_batches
+from homespun.data.batches import IGNORED, Batches, keys_of, permute, validation_batches
 from homespun.errors import ConfigError, DataError
 
 
@@ -27,13 +27,13 @@ def counting(size: int) -> Split:
 @given(size=st.integers(1, 300), seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 10**6))
 @settings(max_examples=60, deadline=None)
 def test_the_order_of_an_epoch_is_a_permutation(size: int, seed: int, epoch: int) -> None:
-    keys = _keys(seed, np.full(size, epoch))[1:]
+    keys = keys_of(seed, np.full(size, epoch))[1:]
     assert sorted(permute(np.arange(size), size, keys)) == list(range(size))
 
 
 def test_permutations_look_random_and_differ_by_epoch_and_seed() -> None:
     size = 1000
-    orders = [permute(np.arange(size), size, _keys(s, np.full(size, e))[1:]) for s in range(8) for e in range(8)]
+    orders = [permute(np.arange(size), size, keys_of(s, np.full(size, e))[1:]) for s in range(8) for e in range(8)]
     assert len({order.tobytes() for order in orders}) == 64
     for order in orders:
         assert abs(np.corrcoef(np.arange(size), order)[0, 1]) < 0.15  # 4.7 standard deviations

@@ -101,7 +101,7 @@ def test_every_recipe_leaves_as_its_class_or_says_why_not(name):
     assert (None if isinstance(found, list) else found.architecture) == expected
 
 
-SHORT = ["train.steps=2", "train.epochs=null", "train.tokens=null", "train.minutes=null", "train.batch_tokens=256"]
+SHORT = ["train.steps=2", "train.epochs=null", "train.tokens=null", "train.minutes=null", "train.batch_tokens=512"]
 SMALL = ["model.layers=2", "model.context=128", "tokenizer.size=300", "train.evaluate_tokens=256"]
 
 
@@ -229,6 +229,19 @@ def test_kenga_takes_lists_and_refuses_what_is_no_batch():
             asyncio.run(trainer.train_step(wrong))
     with pytest.raises(ConfigError, match="16"):
         asyncio.run(trainer.train_step(torch.zeros(1, 18, dtype=torch.long)))
+
+
+def test_kenga_trains_both_heads():
+    model = small_kenga()
+    trainer = AutonomousTrainer(model, AdamW(learning_rate=1e-2))
+    batch = torch.arange(64).view(4, 16)
+    before = model.embedding_head.weight.detach().clone()
+    totals = [asyncio.run(trainer.train_step(batch)) for _ in range(40)]
+    first = model.embed(batch[:, :8]) @ model.embed(batch[:, 8:]).T  # the halves of each row
+    assert not torch.equal(model.embedding_head.weight, before) and first.argmax(1).tolist() == [0, 1, 2, 3]
+    weight = RECIPES["kenga"].objective.weight
+    assert totals[-1] == pytest.approx(trainer.losses["loss"] + weight * trainer.losses["contrastive"])
+    assert totals[-1] < totals[0]
 
 
 def test_kenga_does_not_see_the_next_token():

@@ -26,7 +26,7 @@ Load = Annotated[Path | None, option("--load", "FILE", "Go on with a conversatio
 
 BASE = (
     "this model was not trained to answer, as far as its run tells: it goes on with the text. "
-    "To teach it, train on rows of messages (docs/data.md)."
+    "To teach it: homespun tune (docs/tuning.md)."
 )
 
 

@@ -14,7 +14,9 @@ from homespun.cli.generate import Checkpoint
 def export(
     run: Annotated[Path, options.argument("RUN", "The folder of a run.")],
     out: Annotated[Path, options.argument("OUT", "A new folder.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="hf: for transformers.")] = "hf",
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORMAT", help="hf: for transformers; peft: the adapter of a tuned run.")
+    ] = "hf",
     dtype: Annotated[
         str | None, options.option("--dtype", "TYPE", "fp32, bf16 or fp16; fp32 if not given, or as imported.")
     ] = None,

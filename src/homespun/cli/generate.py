@@ -93,19 +93,25 @@ def _write(run: Run, prompts: list[str], number: int, settings: dict[str, Any], 
 
 def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
     """The prompts in their order: an empty one when none is given, so that the model starts a document of its own."""
-    prompts = [_standard_input() if prompt == "-" else prompt for prompt in given or ()]
+    prompts = [standard_input() if prompt == "-" else prompt for prompt in given or ()]
     if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{file} cannot be read: {error}", "Give UTF-8 text, a prompt on each line.") from None
-        prompts += [line.rstrip("\r") for line in lines if line.strip()]
+        prompts += lines_of(file)
         if not prompts:
             raise DataError(f"{file} holds no prompt", "Write one on each line.")
     return prompts or [""]
 
 
-def _standard_input() -> str:
+def lines_of(file: Path) -> list[str]:
+    """The lines of a file that are not blank. Raises `DataError` where it cannot be read."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}", "Give UTF-8 text, one on each line.") from None
+    return [line.rstrip("\r") for line in lines if line.strip()]
+
+
+def standard_input() -> str:
+    """All of it, as text. Raises `DataError` where it is none."""
     try:
         return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:

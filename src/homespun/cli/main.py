@@ -11,7 +11,25 @@ from typing import Annotated, NoReturn
 import typer
 
 from homespun import __version__
-from homespun.cli import bench, chat, demo, export, generate, import_, info, plan, prepare, report, serve, train
+from homespun.cli import (
+    bench,
+    chat,
+    demo,
+    embed,
+    evaluate,
+    export,
+    generate,
+    import_,
+    info,
+    learn,
+    plan,
+    prepare,
+    report,
+    serve,
+    teach,
+    train,
+    tune,
+)
 from homespun.errors import HomespunError
 
 app = typer.Typer(
@@ -26,15 +44,24 @@ app = typer.Typer(
 )
 
 _PANELS: dict[str, dict[str, Callable[..., None]]] = {
-    "Train": {"demo": demo.demo, "train": train.train, "plan": plan.plan, "prepare": prepare.prepare},
+    "Train": {
+        "demo": demo.demo,
+        "train": train.train,
+        "tune": tune.tune,
+        "teach": teach.teach,
+        "learn": learn.learn,
+        "plan": plan.plan,
+        "prepare": prepare.prepare,
+    },
     "Use": {
         "generate": generate.generate,
         "chat": chat.chat,
+        "embed": embed.embed,
         "serve": serve.serve,
         "export": export.export,
         "import": import_.import_,
     },
-    "Look": {"info": info.info, "report": report.report, "bench": bench.bench},
+    "Look": {"evaluate": evaluate.evaluate, "info": info.info, "report": report.report, "bench": bench.bench},
 }
 for _panel, _verbs in _PANELS.items():
     for _name, _verb in _verbs.items():

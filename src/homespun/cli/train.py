@@ -41,14 +41,14 @@ def train(
     or [bold]homespun train texts/ --recipe gpt2-nano model.layers=4[/bold]
     """
     data, settings = options.split_arguments(arguments)
-    if not data:
-        raise DataError("No text was named", "Give a file, a folder, or try stories:1000.")
     from homespun import run
     from homespun.train.log import open_console
 
     if recipe is None and out is not None and (out / "recipe.yaml").is_file():
         recipe = str(out)  # a run goes on by its own recipe
     chosen = Choices(recipe, config, settings, steps, tokens, minutes, epochs, seed, tokenizer).build()
+    if not data and not chosen.data.mixture:
+        raise DataError("No text was named", "Give a file, a folder, or try stories:1000.")
     done = run.train(data, chosen, out, resume=resume, console=open_console(quiet, stderr=json))
     if os.environ.get("RANK", "0") != "0":
         return  # under torchrun every process comes here; the first one speaks

@@ -48,44 +48,74 @@ class Batch:
         return [Batch(*part) for part in zip(self.tokens.split(rows), self.targets.split(rows), strict=True)]
 
 
+class Windows:
+    """`windows[numbers]` -> windows of `context` tokens of a split by their numbers (R,), however large these are.
+
+    Each run of `count` numbers is an epoch: it shows every window once, in an order and from a starting point of its
+    own. A split shorter than one window is one padded window, again and again. Raises `DataError` for fewer than 2
+    tokens.
+    """
+
+    def __init__(self, split: Tokens, context: int, seed: int):
+        self._tokens = _view(split)
+        self.context, self.seed = context, seed
+        self.count = len(self._tokens) // context if len(self._tokens) > context else 1
+
+    def __getitem__(self, numbers: np.ndarray) -> Batch:
+        return self.read(self.places(numbers))
+
+    def places(self, numbers: np.ndarray) -> np.ndarray:
+        """Where the windows begin, (R,)."""
+        epoch, index = np.divmod(numbers, self.count)
+        keys = keys_of(self.seed, epoch)
+        window = permute(index, self.count, keys[1:])
+        size = len(self._tokens)
+        phase = (keys[0] % np.uint64(size)).astype(np.int64)
+        return (phase + window * self.context) % size if size > self.context else np.zeros_like(window)
+
+    def read(self, places: np.ndarray) -> Batch:
+        """The windows that begin at `places` (R,) of the split, as a ring where it is longer than one window."""
+        if len(self._tokens) <= self.context:
+            return _windows(self._tokens, places, self.context)
+        whole = places[:, None] + np.arange(self.context + 1)
+        rows = self._tokens[whole % len(self._tokens)].astype(np.int64)  # (R, T + 1)
+        return _batch(rows[:, :-1], rows[:, 1:])
+
+
 class Batches:
     """`batches[step]` -> the rows of this rank, of the global batch of `batch_rows` rows, at `step` (0, 1, 2, ...).
 
-    An epoch shows every window once, in an order and from a starting point of its own; batches run on across the border
-    of epochs. Rank r of `world` gets rows [r * B / world, (r + 1) * B / world). A split shorter than one window is one
-    padded row, again and again. Raises `DataError` for fewer than 2 tokens, `ConfigError` for rows that do not divide.
+    The rows are `Windows` of a split in their order; batches run on across the border of epochs. Rank r of `world`
+    gets rows [r * B / world, (r + 1) * B / world). Raises `ConfigError` for rows that do not divide.
     """
 
     def __init__(self, split: Tokens, context: int, batch_rows: int, seed: int, rank: int = 0, world: int = 1):
-        if batch_rows < 1 or batch_rows % world:
-            raise ConfigError(
-                f"A batch of {batch_rows} rows does not divide among {world} processes",
-                f"Make train.batch_tokens a multiple of {world} x {context} tokens.",
-            )
-        self._tokens = _view(split)
+        self._rows = share_of_rows(batch_rows, context, rank, world)
+        self._windows = Windows(split, context, seed)
+        self.places, self.read = self._windows.places, self._windows.read
         self.context, self.batch_rows, self.seed = context, batch_rows, seed
-        share = batch_rows // world
-        self._rows = np.arange(rank * share, (rank + 1) * share)
-        self.windows = len(self._tokens) // context if len(self._tokens) > context else 1
+        self.windows, self.tokens_per_step = self._windows.count, batch_rows * context
 
     def __getitem__(self, step: int) -> Batch:
         if step < 0:
             raise IndexError(f"there is no step {step}")
-        epoch, index = np.divmod(step * self.batch_rows + self._rows, self.windows)
-        keys = _keys(self.seed, epoch)
-        window = permute(index, self.windows, keys[1:])
-        if len(self._tokens) <= self.context:
-            return _windows(self._tokens, np.zeros_like(window), self.context)
-        size = len(self._tokens)
-        phase = (keys[0] % np.uint64(size)).astype(np.int64)
-        places = (phase + window * self.context)[:, None] + np.arange(self.context + 1)
-        rows = self._tokens[places % size].astype(np.int64)  # (B / world, T + 1)
-        return _batch(rows[:, :-1], rows[:, 1:])
+        return self._windows[step * self.batch_rows + self._rows]
 
     @property
     def steps_per_epoch(self) -> float:
         """Steps in which every window is shown once; rarely a whole number."""
         return self.windows / self.batch_rows
+
+
+def share_of_rows(batch_rows: int, context: int, rank: int, world: int) -> np.ndarray:
+    """The numbers of the rows of a global batch that are `rank`'s. Raises `ConfigError` for rows that do not divide."""
+    if batch_rows < 1 or batch_rows % world:
+        raise ConfigError(
+            f"A batch of {batch_rows} rows does not divide among {world} processes",
+            f"Make train.batch_tokens a multiple of {world} x {context} tokens.",
+        )
+    share = batch_rows // world
+    return np.arange(rank * share, (rank + 1) * share)
 
 
 def validation_batches(split: Tokens, context: int, rows: int, limit: int | None = None) -> Iterator[Batch]:
@@ -125,8 +155,8 @@ def permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
     return result.astype(np.int64)
 
 
-def _keys(seed: int, epoch: np.ndarray) -> np.ndarray:
-    """(1 + rounds, R) uint64: the starting point and the round keys of each row's epoch."""
+def keys_of(seed: int, epoch: np.ndarray) -> np.ndarray:
+    """(1 + rounds, R) uint64: a random number and the round keys for `permute`, of each row's epoch (R,)."""
     start = np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
     turns = np.arange(1, _ROUNDS + 2, dtype=np.uint64)[:, None]
     return _mix(_mix(_mix(start) + epoch.astype(np.uint64)) + turns)

@@ -79,6 +79,22 @@ def encode(pieces: Iterable[str | Special], tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
+def encode_asked(pieces: Iterable[str | Special], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+    """The ids of a whole conversation, the end behind it included, and which of them the assistant says: its answers,
+    each with the end that closes it."""
+    ids: list[int] = []
+    asked: list[bool] = []
+    speaker: Special | None = None
+    for piece in [*pieces, END]:
+        if isinstance(piece, Special) and piece != END:
+            speaker = piece
+        found = encode([piece], tokenizer)
+        said = speaker == ASSISTANT and piece != ASSISTANT
+        ids += found
+        asked += [said] * len(found)
+    return ids, asked
+
+
 def _conversation(messages: Any) -> list[str | Special]:
     if not isinstance(messages, list) or not messages:
         raise DataError(f"messages should be a list of turns, not {messages!r:.60}", "Write [{role, content}, ...].")

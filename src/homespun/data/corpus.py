@@ -12,51 +12,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from homespun.config import Config, to_dict
-from homespun.data.shards import Progress, Survey, save_manifest, survey, write
-from homespun.data.sources import Source, disk_errors, resolve, spooled
+from homespun.config import to_dict
+from homespun.data.batches import Batch, Batches, validation_batches
+from homespun.data.manifest import FILES, FORMAT, VERSION, damaged, read_manifest
+from homespun.data.mixture import DataConfig, MixedBatches
+from homespun.data.shards import SAMPLE, WHOLE, Progress, Survey, held_out, save_manifest, survey, write
+from homespun.data.sources import Side, Source, disk_errors, resolve, spooled
+from homespun.data.split import Split, part_of, split_of
 from homespun.data.tokenizer import Tokenizer
 from homespun.data.vocabulary import TokenizerConfig
 from homespun.errors import DataError
-
-FORMAT = "homespun-corpus"
-VERSION = 1  # changes whenever the same sources would give other files
-FILES = ("train.bin", "valid.bin", "tokenizer.json")
-
-
-class DataConfig(Config):
-    """How text becomes a corpus."""
-
-    validation_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
-    """Share of the documents kept for validation (of 4 MB at most), where no `train.*` and `valid.*` say it."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """One side of a corpus."""
-
-    tokens: np.ndarray  # (N,) uint16 or uint32, memory-mapped
-    documents: int
-    bytes: int  # of the text in UTF-8
-    characters: int
-
-    @property
-    def count(self) -> int:
-        """Tokens, the end tokens of the documents included."""
-        return len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -67,18 +47,20 @@ class Corpus:
     manifest: dict[str, Any]
     train: Split
     valid: Split  # may be empty
+    mixture: DataConfig = field(default_factory=DataConfig)  # how its parts are drawn from, where it has any
 
     @classmethod
     def open(cls, folder: str | Path) -> Corpus:
         """Opens a prepared folder; its files are only mapped. Raises `DataError` where it is none, or is cut short."""
         folder = Path(folder)
-        manifest = _manifest(folder)
+        manifest = read_manifest(folder)
         for name in FILES:  # touching a page past the end of a mapped file would kill the process
             size, expected = _size(folder / name), manifest["files"][name]["bytes"]
             if size != expected:
-                raise _damaged(folder, f"{name} has {size:,} bytes instead of {expected:,}")
+                raise damaged(folder, f"{name} has {size:,} bytes instead of {expected:,}")
         width = np.dtype(manifest["type"]).newbyteorder("<")
-        return cls(folder, manifest, *(_split(folder, manifest, side, width) for side in ("train", "valid")))
+        train, valid = (split_of(folder, manifest, side, width) for side in ("train", "valid"))
+        return cls(folder, manifest, train, valid)
 
     def verify(self) -> None:
         """Reads every file and compares it with its sha256. Raises `DataError` that names the damaged one."""
@@ -88,7 +70,7 @@ class Corpus:
                 while block := file.read(1 << 20):
                     found.update(block)
             if found.hexdigest() != self.manifest["files"][name]["sha256"]:
-                raise _damaged(self.folder, f"{name} does not match its sha256")
+                raise damaged(self.folder, f"{name} does not match its sha256")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -100,6 +82,38 @@ class Corpus:
         """A hash of the token ids and the tokenizer: equal for equal corpora, wherever they lie."""
         hashes = [self.manifest["files"][name]["sha256"] for name in FILES]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    @property
+    def key(self) -> str:
+        """What it was made of, hashed: the content of the sources and the settings."""
+        return str(self.manifest["key"])
+
+    @property
+    def conversations(self) -> int:
+        """How many documents with turns there are to train on."""
+        return int(self.manifest["splits"]["train"].get("conversations", 0))
+
+    def parts(self, side: Side) -> dict[str, Split]:
+        """A side by the names of a mixture's parts; whole, under the name "", where it is none."""
+        whole = self.train if side == "train" else self.valid
+        found = {name: part_of(whole.tokens, part[side]) for name, part in self.manifest.get("parts", {}).items()}
+        return found or {WHOLE: whole}
+
+    def batches(self, context: int, rows: int, seed: int, rank: int = 0, world: int = 1) -> Batches | MixedBatches:
+        """What a run is trained on: `batches[step]` gives the rows of this rank, of a global batch of `rows`."""
+        if "parts" not in self.manifest:
+            return Batches(self.train, context, rows, seed, rank, world)
+        parts = self.parts("train")
+        shares = self.mixture.shares({name: split.count for name, split in parts.items()})
+        return MixedBatches(parts, shares, context, rows, seed, rank, world)
+
+    def validation(self, context: int, rows: int, limit: int | None = None) -> Iterator[tuple[str, Batch]]:
+        """The validation side in batches of up to `rows` windows, each with the name of its part; of each part, at most
+        its part of `limit` targets."""
+        parts = self.parts("valid")
+        most = None if limit is None else limit // len(parts)
+        for name, split in parts.items():
+            yield from ((name, batch) for batch in validation_batches(split, context, rows, most))
 
     @property
     def notes(self) -> list[str]:
@@ -117,23 +131,26 @@ def prepare(
 ) -> Corpus:
     """The corpus of `sources`: made now, or found where the same content and settings were prepared before.
 
-    It lies in the folder `out`, else in the cache (`HOMESPUN_CACHE`, or `~/.cache/homespun`). A folder that is a
-    prepared corpus may be given as the only source. `progress` is told the phase ("checking", "reading", "learning",
-    "encoding"), bytes and tokens; `say` gets sentences for people. Raises `DataError` for sources that cannot be read
-    or hold too little text, for a full disk, and where `out` holds something else.
+    The sources are those of `data.mixture`, where it names any. The corpus lies in the folder `out`, else in the cache
+    (`HOMESPUN_CACHE`, or `~/.cache/homespun`). A folder that is a prepared corpus may be given as the only source.
+    `progress` is told the phase ("checking", "reading", "learning", "encoding"), bytes and tokens; `say` gets sentences
+    for people. Raises `DataError` for sources that cannot be read or hold too little text, for a full disk, and where
+    `out` holds something else.
     """
     progress, say = progress or (lambda *_: None), say or (lambda sentence: None)
-    if ready := [name for name in sources if is_corpus(name)]:
-        return _given(ready, sources, out, say)
-    with spooled(sources) as places:
-        found = resolve(places, say)
+    groups = data.groups(sources)
+    named = [name for group in groups.values() for name in group]
+    if ready := [name for name in named if is_corpus(name)]:
+        return _given(ready, named, out or data.mixture, say)
+    with ExitStack() as stack:
+        found = {name: resolve(stack.enter_context(spooled(group)), say) for name, group in groups.items()}
         key = _key(found, tokenizer, data, progress)
         target = Path(out) if out else cache_folder() / key[:32]
         if (corpus := _reuse(target, key, out is not None, say)) is None:
             corpus = _make(target, key, found, tokenizer, data, progress)
             for sentence in corpus.notes:
                 say(sentence)
-    return corpus
+    return replace(corpus, mixture=data)
 
 
 def is_corpus(place: str | Path) -> bool:
@@ -150,25 +167,30 @@ def cache_folder() -> Path:
 
 
 def _given(
-    ready: Sequence[str | Path], sources: Sequence[str | Path], out: str | Path | None, say: Callable[[str], None]
+    ready: Sequence[str | Path], sources: Sequence[str | Path], more: object, say: Callable[[str], None]
 ) -> Corpus:
-    if len(sources) > 1 or out:
+    if len(sources) > 1 or more:
         raise DataError(f"{str(ready[0])!r} is a prepared corpus", "Give it alone, or give the texts it was made from.")
     corpus = Corpus.open(ready[0])
     say(f"{ready[0]} is a prepared corpus: its own vocabulary of {corpus.tokenizer.vocab_size:,} tokens is used.")
     return corpus
 
 
-def _key(sources: Sequence[Source], tokenizer: TokenizerConfig, data: DataConfig, progress: Progress) -> str:
-    """What the files of a corpus depend on, hashed: content, not names."""
-    whole = hashlib.sha256(json.dumps([VERSION, to_dict(tokenizer), to_dict(data)], sort_keys=True).encode())
+def _key(
+    parts: Mapping[str, Sequence[Source]], tokenizer: TokenizerConfig, data: DataConfig, progress: Progress
+) -> str:
+    """What the files of a corpus depend on, hashed: content, not names (but those of parts)."""
+    settings = [VERSION, to_dict(tokenizer), {"validation_fraction": data.validation_fraction}]
+    whole = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     if (file := getattr(tokenizer, "file", None)) and (place := Path(file)).exists():
         for path in sorted(place.iterdir()) if place.is_dir() else [place]:
             status = path.stat()
             whole.update(f"{path.name}:{status.st_size}:{status.st_mtime_ns};".encode())
-    sizes = [source.size() or 0 for source in sources]
-    for number, source in enumerate(sources):
-        whole.update(f"{source.side}:{source.fingerprint()};".encode())
+    sources = [(name, source) for name, group in parts.items() for source in group]
+    sizes = [source.size() or 0 for _, source in sources]
+    for number, (name, source) in enumerate(sources):
+        part = json.dumps(name) if name != WHOLE else ""
+        whole.update(f"{part}{source.side}:{source.fingerprint()};".encode())
         progress("checking", sum(sizes[: number + 1]), sum(sizes), 0)
     return whole.hexdigest()
 
@@ -193,7 +215,12 @@ def _reuse(target: Path, key: str, named: bool, say: Callable[[str], None]) -> C
 
 
 def _make(
-    target: Path, key: str, sources: Sequence[Source], tokenizer: TokenizerConfig, data: DataConfig, progress: Progress
+    target: Path,
+    key: str,
+    parts: Mapping[str, Sequence[Source]],
+    tokenizer: TokenizerConfig,
+    data: DataConfig,
+    progress: Progress,
 ) -> Corpus:
     """Makes the corpus in a temporary folder beside `target` and renames it: a crash leaves nothing half done."""
     with disk_errors(target.parent):
@@ -202,18 +229,23 @@ def _make(
         folder = target.parent / f"{_PARTIAL}{uuid.uuid4().hex}"
         folder.mkdir()
         try:
-            found = survey(sources, data.validation_fraction, progress)
+            found = {name: survey(sources, data.validation_fraction, progress) for name, sources in parts.items()}
+            held = held_out(found.values(), data.validation_fraction)
             progress("learning", 0, None, 0)
-            made, notes = _learn(tokenizer, found, data)
-            manifest = write(folder, sources, made, found, data.validation_fraction, progress)
-            names = [source.name for source in sources]
+            made, notes = _learn(tokenizer, list(found.values()), held)
+            manifest = write(folder, parts, found, made, held, progress)
+            names = [source.name for sources in parts.values() for source in sources]
             manifest = {
                 "format": FORMAT,
                 "version": VERSION,
                 "key": key,
-                "sources": {"count": len(names), "first": names[:100], "bytes": found.bytes},
+                "sources": {
+                    "count": len(names),
+                    "first": names[:100],
+                    "bytes": sum(each.bytes for each in found.values()),
+                },
                 "settings": {"tokenizer": to_dict(tokenizer), "data": to_dict(data)},
-                "notes": notes + _split_notes(manifest["splits"], found),
+                "notes": notes + _split_notes(manifest["splits"], all(each.declared for each in found.values())),
                 **manifest,
             }
             save_manifest(folder, manifest)
@@ -224,20 +256,24 @@ def _make(
     return Corpus.open(target)
 
 
-def _learn(tokenizer: TokenizerConfig, found: Survey, data: DataConfig) -> tuple[Tokenizer, list[str]]:
-    threshold = found.threshold(data.validation_fraction)
-    sample = [text for hashed, _, text in sorted(found.sample) if hashed >= threshold]
-    made, sentence = tokenizer.build(sample, found.bytes)
+def _learn(tokenizer: TokenizerConfig, found: Sequence[Survey], held: Container[int]) -> tuple[Tokenizer, list[str]]:
+    """The tokenizer, learnt from the highest hashes of all parts together."""
+    taken = sorted(((each[0], each[2]) for part in found for each in part.sample if each[0] not in held), reverse=True)
+    most = SAMPLE if len(found) > 1 else math.inf  # one part has its bound already
+    sums = accumulate(len(text) for _, text in taken)
+    sample = [text for (_, text), size in zip(taken, sums, strict=True) if size <= most][::-1]
+    total = sum(each.bytes for each in found)
+    made, sentence = tokenizer.build(sample, total)
     notes = [sentence]
-    if len(found.sample) < len(found.hashes):
+    if len(sample) < len(taken) or any(len(each.sample) < len(each.hashes) for each in found):
         size = sum(len(text.encode()) for text in sample)
-        notes.append(f"It was chosen on a sample of {size / 1e6:,.0f} MB of the {found.bytes / 1e6:,.0f} MB of text.")
+        notes.append(f"It was chosen on a sample of {size / 1e6:,.0f} MB of the {total / 1e6:,.0f} MB of text.")
     return made, notes
 
 
-def _split_notes(splits: dict[str, Any], found: Survey) -> list[str]:
+def _split_notes(splits: dict[str, Any], declared: bool) -> list[str]:
     train, valid = splits["train"], splits["valid"]
-    how = "by the names of the files" if found.declared else "by document"
+    how = "by the names of the files" if declared else "by document"
     if not valid["tokens"]:
         return [f"{train['tokens']:,} tokens to train on; nothing is left for validation."]
     counts = f"{train['tokens']:,} tokens to train on, {valid['tokens']:,} for validation"
@@ -266,46 +302,5 @@ def _publish(folder: Path, target: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _damaged(folder: Path, what: str) -> DataError:
-    return DataError(f"The corpus {folder} is damaged: {what}", "Delete that folder and prepare it again.")
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, if everything that is read from it has the form it should have."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{folder} is no prepared corpus: it has no manifest.json", "Make one with: prepare") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(folder, f"manifest.json cannot be read ({error})") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{folder} is no prepared corpus", "Make one with: prepare")
-    if manifest.get("version") != VERSION:
-        problem = f"The corpus {folder} has format {manifest.get('version')!r}; this program reads {VERSION}"
-        raise DataError(problem, "Prepare it again.")
-    try:
-        width = {"uint16": 2, "uint32": 4}[manifest["type"]]
-        for side in ("train", "valid"):
-            counts = [manifest["splits"][side][name] for name in ("tokens", "documents", "bytes", "characters")]
-            matching = manifest["files"][f"{side}.bin"]["bytes"] == counts[0] * width
-            if not matching or not all(type(count) is int and count >= 0 for count in counts):
-                raise ValueError
-        complete = all(isinstance(manifest["files"][name]["sha256"], str) for name in FILES)
-        if not complete or not isinstance(manifest["notes"], list) or not isinstance(manifest["key"], str):
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
-        raise _damaged(folder, "manifest.json is incomplete or contradicts itself") from None
-    return manifest
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-def _split(folder: Path, manifest: dict[str, Any], side: str, width: np.dtype[Any]) -> Split:
-    counts = manifest["splits"][side]
-    if counts["tokens"]:
-        tokens: np.ndarray = np.memmap(folder / f"{side}.bin", dtype=width, mode="r")
-    else:
-        tokens = np.zeros(0, dtype=width)  # an empty file cannot be mapped
-    return Split(tokens, counts["documents"], counts["bytes"], counts["characters"])

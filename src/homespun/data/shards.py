@@ -12,8 +12,8 @@ import heapq
 import json
 import os
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from homespun.errors import DataError
 
 Progress = Callable[[str, int, int | None, int], None]
 """Is told the phase, the bytes done, the bytes in all (`None`: not known) and the tokens so far."""
+
+WHOLE = ""
+"""The name of the only part, where the text is no mixture of named ones."""
 
 SAMPLE = 16 * 2**20  # characters that a vocabulary is learnt from, at most
 VALIDATION = 4 * 2**20  # bytes: about a million tokens tell the loss to the third digit
@@ -111,28 +114,43 @@ def survey(sources: Sequence[Source], fraction: float, progress: Progress) -> Su
     return found
 
 
+def held_out(found: Iterable[Survey], fraction: float) -> frozenset[int]:
+    """The hashes of the documents that are for validation: each survey's share, and their equals in all others."""
+    hashes: set[int] = set()
+    for each in found:
+        threshold = each.threshold(fraction)
+        hashes.update(hashed for hashed in each.hashes if hashed < threshold)
+    return frozenset(hashes)
+
+
 def write(
-    folder: Path, sources: Sequence[Source], tokenizer: Tokenizer, found: Survey, fraction: float, progress: Progress
+    folder: Path,
+    parts: Mapping[str, Sequence[Source]],
+    found: Mapping[str, Survey],
+    tokenizer: Tokenizer,
+    held: frozenset[int],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Writes `train.bin`, `valid.bin` and `tokenizer.json` to `folder`; returns what the manifest says about them.
 
-    Raises `DataError` where the text is too little to learn from, or has changed since the survey.
+    The parts stand one behind the other, each with its survey in `found`; `held`: see `held_out`. Raises `DataError`
+    where the text is too little to learn from, or has changed since the survey.
     """
-    threshold = found.threshold(fraction)
     width = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
     shards: dict[Side, _Shard] = {side: _Shard(folder / f"{side}.bin", width, tokenizer) for side in _SIDES}
-    for side, document in _read(sources, found.piece, "encoding", progress, shards):
-        if found.declared:
+    places = {}
+    for name, sources in parts.items():
+        before = {side: shard.counted() for side, shard in shards.items()}
+        for side, document in _read(sources, found[name].piece, "encoding", progress, shards):
+            if not found[name].declared:
+                side = "valid" if content_hash(document) in held else "train"
             shards[side or "train"].add(document)
-        else:
-            shards["valid" if content_hash(document) < threshold else "train"].add(document)
+        places[name] = {side: shard.since(before[side]) for side, shard in shards.items()}
+        _check(sources, found[name], places[name])
     for shard in shards.values():
         shard.close()
-    progress("encoding", found.bytes, found.bytes, sum(shard.counts.tokens for shard in shards.values()))
-    if sum(shard.counts.documents for shard in shards.values()) != found.documents:
-        raise DataError(f"{_names(sources)} changed while it was read", "Try again when nothing writes there.")
-    if (tokens := shards["train"].counts.tokens) < 2 or shards["train"].counts.characters < 2:
-        raise DataError(f"{_names(sources)} has too little text to train on: {tokens} tokens", "Give more text.")
+    size = sum(each.bytes for each in found.values())
+    progress("encoding", size, size, sum(shard.counts.tokens for shard in shards.values()))
     tokenizer.save(folder / "tokenizer.json")
     files = {shard.path.name: {"bytes": shard.size, "sha256": shard.sha256.hexdigest()} for shard in shards.values()}
     data = (folder / "tokenizer.json").read_bytes()
@@ -142,7 +160,15 @@ def write(
         "tokenizer": {"identity": tokenizer.identity, "vocabulary": tokenizer.vocab_size, "end": tokenizer.end},
         "files": files,
         "splits": {side: asdict(shard.counts) for side, shard in shards.items()},
-    }
+    } | ({"parts": places} if list(parts) != [WHOLE] else {})
+
+
+def _check(sources: Sequence[Source], found: Survey, counts: Mapping[Side, Mapping[str, int]]) -> None:
+    if sum(side["documents"] for side in counts.values()) != found.documents:
+        raise DataError(f"{_names(sources)} changed while it was read", "Try again when nothing writes there.")
+    train = counts["train"]
+    if train["tokens"] < 2 or train["characters"] < 2:
+        raise DataError(f"{_names(sources)} has too little text to train on: {train['tokens']} tokens", "Give more.")
 
 
 def save_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -187,6 +213,16 @@ class _Shard:
         self.counts.bytes += sum(len(text.encode()) for text in texts)
         if self._characters >= _BATCH or len(self._waiting) >= 4096:
             self._flush()
+
+    def counted(self) -> Counts:
+        """All counts so far."""
+        self._flush()
+        return replace(self.counts)
+
+    def since(self, before: Counts) -> dict[str, int]:
+        """The counts since then, and where they `start` in tokens."""
+        now, then = asdict(self.counted()), asdict(before)
+        return {"start": before.tokens} | {name: count - then[name] for name, count in now.items()}
 
     def close(self) -> None:
         self._flush()

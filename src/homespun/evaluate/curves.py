@@ -34,6 +34,8 @@ def curves(story: Story) -> list[Html]:
         _of_steps(story, "Learning rate", "learning_rate"),
         _of_steps(story, "Gradient norm", "gradient_norm", smoothed=True),
         _of_steps(story, "Tokens per second", "tokens_per_second", smoothed=True),
+        _of_steps(story, "Contrastive loss, nats per pair", "contrastive", smoothed=True),
+        _of_steps(story, "Spread of the embeddings, 1 is even", "spread", smoothed=True),
     ]
     return [draw(loss), *(draw(chart) for chart in small if chart.series[0].points)]
 

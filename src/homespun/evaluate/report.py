@@ -16,6 +16,7 @@ from homespun.errors import DataError
 from homespun.evaluate.curves import compared_curves, curves
 from homespun.evaluate.experts import experts
 from homespun.evaluate.markup import Html, element, join
+from homespun.evaluate.parts import parts
 from homespun.evaluate.sections import BITS, about, advice, figures, samples, section, swatch, table, values
 from homespun.evaluate.story import Story, number
 from homespun.evaluate.words import UNKNOWN, counted, duration, exact, plain, short
@@ -51,6 +52,7 @@ def _one(story: Story) -> Html:
         figures(story),
         advice(story),
         section("Curves", *curves(story), class_="curves"),
+        parts(story),
         experts(story),
         values(story),
         samples(story),

@@ -152,13 +152,18 @@ def save_weights(folder: Path, tensors: Mapping[str, Tensor], shard: int) -> Non
     names = [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
     names = names if len(groups) > 1 else [WEIGHTS]
     for file, group in zip(names, groups, strict=True):
-        save_file({name: tensors[name] for name in group}, folder / file, metadata={"format": "pt"})
-        shutil.copymode(folder / "config.json", folder / file)  # safetensors gives its files to the owner alone
-        flush(folder / file)
+        save(folder / file, {name: tensors[name] for name in group})
     if len(groups) > 1:
         total = sum(tensor.nbytes for tensor in tensors.values())
         listed = {name: file for file, group in zip(names, groups, strict=True) for name in group}
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": listed})
+
+
+def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors to one safetensors file, with the rights of the config.json beside it."""
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    shutil.copymode(path.parent / "config.json", path)  # safetensors gives its files to the owner alone
+    flush(path)
 
 
 def escape(text: str) -> str:

@@ -16,7 +16,7 @@ from homespun.data.vocabulary import File
 from homespun.errors import CheckpointError, ConfigError
 from homespun.exchange.card import card
 from homespun.exchange.classes import layout_for, layout_of
-from homespun.exchange.files import DTYPES, WeightFiles, new_folder, read_json, save_weights, write_json
+from homespun.exchange.files import DTYPES, WeightFiles, new_folder, read_json, save, save_weights, write_json
 from homespun.exchange.layout import Layout, canonical
 from homespun.exchange.memory import IMPORTED, Imported, common, imported
 from homespun.exchange.pieces import Piece, pieces, shapes, to_disk
@@ -34,6 +34,9 @@ from homespun.train.recipe import Recipe, TrainConfig
 
 NAMES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 """The types of weights on disk: ours and safetensors'."""
+
+HEAD = "embedding_head."
+"""What the names of the embedding head begin with. No class has one: it goes into a file of its own, in fp32."""
 
 SHARD = 5 * 10**9  # bytes of one file, as transformers has it
 
@@ -64,7 +67,9 @@ def export(run: Trained, out: Path, dtype: str | None = None, shard: int = SHARD
     layout, memory = layout_for(run.recipe.model), imported(run.folder)
     untouched = memory if run.step == 0 else None
     settings = layout.write(run.recipe.model)
-    tensors = _stored(_on_disk(layout, settings, run.model.state_dict()), dtype, untouched)
+    state = run.model.state_dict()
+    head = {name: state.pop(name).cpu() for name in list(state) if name.startswith(HEAD)}
+    tensors = _stored(_on_disk(layout, settings, state), dtype, untouched)
     kind = str(common({name: str(tensor.dtype) for name, tensor in tensors.items()})[0]).removeprefix("torch.")
     ids = token_ids(run.tokenizer, run.recipe.model.vocab or 0, memory)
     names = {"architectures": [layout.architecture], "model_type": layout.model_type}
@@ -77,6 +82,8 @@ def export(run: Trained, out: Path, dtype: str | None = None, shard: int = SHARD
         write_json(folder / "generation_config.json", generation)
         write_tokenizer(folder, run.tokenizer, run.recipe.model.context, memory, template)
         save_weights(folder, tensors, shard)
+        if head:
+            save(folder / f"{HEAD}safetensors", {name.removeprefix(HEAD): tensor for name, tensor in head.items()})
         write(folder / "README.md", card(run.folder, run.recipe, run.step, layout, memory).encode())
     return layout
 

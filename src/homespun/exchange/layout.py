@@ -113,7 +113,7 @@ def canonical(model: ModelConfig) -> ModelConfig:
     elif isinstance(feed_forward, Experts):
         feed_forward = _experts(feed_forward, model)
     changes = {"attention": attention, "feed_forward": feed_forward, "dropout": 0.0, "initialize": "gpt2"}
-    return model.model_copy(update={**changes, "vocab": model.vocab or 1})
+    return model.model_copy(update={**changes, "embedding": None, "vocab": model.vocab or 1})
 
 
 def _grouped(attention: GroupedAttention, model: ModelConfig) -> GroupedAttention:

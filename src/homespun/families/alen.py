@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from functools import cached_property
-from types import SimpleNamespace
 
-import numpy as np
-
-from homespun.data.batches import validation_batches
+from homespun.data.conversation import encode, render
+from homespun.data.tokenizer import Tokenizer
 from homespun.data.vocabulary import Bpe, Bytes
-from homespun.errors import DataError
-from homespun.families.online import OnlineTrainer
 from homespun.generate.engine import Generator
 from homespun.generate.sampling import Sampling
+from homespun.generate.thought import LatentDecoder, ThoughtState
+from homespun.learn.teach import Taught, Teacher, Teaching
 from homespun.model.attention import GroupedAttention
 from homespun.model.cost import cost
 from homespun.model.decoder import Decoder, ModelConfig
 from homespun.model.feedforward import SwiGLU
 from homespun.model.norms import LayerNorm
 from homespun.model.positions import LearnedPositions, RotaryPositions
-from homespun.optim import AdamW, Constant, Cosine
+from homespun.optim import AdamW, Cosine
 from homespun.train.recipe import Recipe, TrainConfig
+
+__all__ = [
+    "RECIPES",
+    "LargeLanguageModel",
+    "LargeModelConfig",
+    "LatentDecoder",
+    "ModelSize",
+    "Stats",
+    "Taught",
+    "ThoughtState",
+]
 
 
 class ModelSize(enum.Enum):
@@ -148,33 +156,56 @@ class Stats:
 
 
 class LargeLanguageModel:
-    """ALEN's language model. It starts with the 256 bytes as its vocabulary, so that any text can be given to it."""
+    """ALEN's language model. It starts with the 256 bytes as its vocabulary, so that any text can be given to it.
+
+    `learn` first makes tokens of what occurs repeatedly in its text, up to the vocabulary of the settings. What was
+    learnt is repeated with each later lesson; `undo` takes the last one back.
+    """
 
     def __init__(self, config: LargeModelConfig):
         self.config = config
-        self.tokenizer, _ = Bytes().build([], 0)
         self.decoder = Decoder(config.model(config.vocab_size))
         self.decoder.checkpoint_activations = config.gradient_checkpointing
+        learning_rate, _ = _RATES[config.size]
+        settings = Teaching(learning_rate=learning_rate)
+        self._teacher = Teacher(self.decoder, Bytes().build([], 0)[0], settings=settings, grows=True)
 
     @classmethod
     def with_size(cls, size: ModelSize) -> LargeLanguageModel:
         """A new model of a preset size."""
         return cls(LargeModelConfig.of(size))
 
-    def train_on_sequence(self, text: str) -> float:
-        """One gradient update on every next token of `text`, from its start to its end; returns the mean loss in nats
-        per token before it. Raises `DataError` where there is no text."""
-        ids = self.tokenizer.encode(text)
-        if not ids:
-            raise DataError("The sequence is empty", "Give some text.")
-        whole = SimpleNamespace(tokens=np.array([self.tokenizer.end, *ids, self.tokenizer.end]))
-        length = min(self.config.max_seq_len, len(ids) + 1)
-        return self._trainer.step(next(validation_batches(whole, length, rows=len(ids))))
+    @property
+    def model(self) -> Decoder:
+        """The same as `decoder`: with `tokenizer` it makes of this a source of thoughts."""
+        return self.decoder
 
-    @cached_property
-    def _trainer(self) -> OnlineTrainer:
-        learning_rate, _ = _RATES[self.config.size]
-        return OnlineTrainer(self.decoder, AdamW(learning_rate=learning_rate, schedule=Constant(warmup=20)))
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What text is encoded with, as it has grown so far."""
+        return self._teacher.tokenizer
+
+    def learn(self, text: str) -> Taught:
+        """Builds the vocabulary from a text, and reads it ten times; tells what changed."""
+        return self._teacher.learn(text)
+
+    def learn_qa(self, question: str, answer: str) -> Taught:
+        """Learns the answer to a question, until it is certain; tells what changed."""
+        return self._teacher.learn_qa(question, answer)
+
+    def train_on_sequence(self, text: str) -> Taught:
+        """One gradient update on every next token of `text`, from its start to its end. Raises `DataError` where there
+        is no text."""
+        return self._teacher.train_on_sequence(text)
+
+    def undo(self) -> None:
+        """Takes the last lesson back. Raises `ConfigError` where there is none."""
+        self._teacher.undo()
+
+    def answer(self, question: str, max_tokens: int = 50) -> str:
+        """The likeliest answer to a question, as `learn_qa` teaches them."""
+        prompt = encode(render({"prompt": question, "completion": ""}), self.tokenizer)
+        return Generator(self.decoder, self.tokenizer).generate(prompt, Sampling(max_tokens=max_tokens, temperature=0))
 
     def generate(self, prompt: str, max_tokens: int = 50, temperature: float = 0.8) -> str:
         """A continuation of `prompt`."""

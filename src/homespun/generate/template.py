@@ -20,6 +20,7 @@ from homespun.generate.engine import Generator
 from homespun.generate.sandbox import Sandbox
 from homespun.train.folder import environment_of
 from homespun.train.manifest import from_json
+from homespun.train.recipe import Recipe
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -127,6 +128,8 @@ class Source(Protocol):
     @property
     def folder(self) -> Path: ...
     @property
+    def recipe(self) -> Recipe: ...
+    @property
     def tokenizer(self) -> Tokenizer: ...
     @property
     def generator(self) -> Generator: ...
@@ -134,7 +137,8 @@ class Source(Protocol):
 
 def template_of(run: Source) -> Template:
     """The template that the run was trained with; else the one it was imported with; else plain words."""
-    if environment_of(run.folder).get("conversations"):
+    environment = environment_of(run.folder)
+    if run.recipe.tuned is not None or environment.get("conversations") or environment.get("taught"):
         return Trained(run.tokenizer)
     path = run.folder / "imported.json"
     memory: dict[str, Any] = from_json(path.read_bytes()) if path.is_file() else {}  # loading the run has checked it

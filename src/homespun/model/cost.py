@@ -87,7 +87,8 @@ def cost(
     ]
     tables = PartCost(vocab * d + model.positions.parameters(d, model.context), activations=d)
     head = PartCost(0 if model.tie_embeddings else vocab * d, 2 * vocab * d)
-    total = sum(blocks, tables + norm + head)
+    vectors = PartCost(model.embedding.parameters(d) if model.embedding else 0)  # once for a text: no work of a token
+    total = sum(blocks, tables + norm + head + vectors)
     kept = total.activations
     if checkpointed:
         kept = (tables + norm).activations + d * model.layers + max(block.activations for block in blocks)

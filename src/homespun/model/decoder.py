@@ -17,6 +17,7 @@ from homespun.model.attention import Attention, GroupedAttention
 from homespun.model.auxiliary import Auxiliary
 from homespun.model.block import Block
 from homespun.model.cache import LayerCache
+from homespun.model.embedding import Embedding, mean, unit
 from homespun.model.feedforward import FeedForward, SwiGLU
 from homespun.model.initialize import initialize
 from homespun.model.norms import Norm, RMSNorm
@@ -26,7 +27,8 @@ from homespun.model.positions import Positions, RotaryPositions
 class ModelConfig(Config):
     """The architecture. `vocab`: none means the tokenizer's size. `context`: the longest sequence it is trained on.
 
-    `softcap`: logits become softcap * tanh(logits / softcap). `initialize`: see `initialize.py`.
+    `softcap`: logits become softcap * tanh(logits / softcap). `initialize`: see `initialize.py`. `embedding`: the head
+    for vectors of whole texts; none: they are the means of the hidden states.
     """
 
     vocab: Annotated[Count, Field(le=2**24)] | None = None
@@ -41,6 +43,7 @@ class ModelConfig(Config):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     softcap: Annotated[float, Field(gt=0)] | None = None
     initialize: Literal["gpt2", "zero"] = "gpt2"
+    embedding: Embedding | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> ModelConfig:
@@ -84,6 +87,7 @@ class Decoder(nn.Module):
         self.model = Trunk(config, config.vocab)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.width, config.vocab, bias=False)
+        self.embedding_head = config.embedding.build(config.width) if config.embedding else None
         initialize(self)
 
     @property
@@ -132,6 +136,13 @@ class Decoder(nn.Module):
         if self.config.softcap is not None:
             logits = self.config.softcap * torch.tanh(logits.float() / self.config.softcap)
         return logits
+
+    def embedding(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """Hidden states (B, T, d) of texts of `lengths` (B,) tokens, from the left -> one unit vector each, (B, e)."""
+        if self.embedding_head is None:
+            return unit(mean(hidden, lengths))
+        vectors: Tensor = self.embedding_head(hidden, lengths)
+        return vectors
 
     def forward(self, tokens: Tensor, cache: Sequence[LayerCache] | None = None) -> Tensor:
         """Token ids (B, T) -> logits (B, T, V)."""

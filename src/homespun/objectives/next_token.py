@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from homespun.config import Config, Count
-from homespun.model.decoder import Decoder
+from homespun.data.material import Material, Steps
+from homespun.model.auxiliary import Auxiliary
+from homespun.model.decoder import Decoder, ModelConfig
+from homespun.objectives.contrastive import Gather, alone
 from homespun.objectives.cross_entropy import IGNORED, chunked_cross_entropy, cross_entropy_parts, token_losses
 
 __all__ = ["IGNORED", "Batch", "Losses", "NextToken", "NextTokenObjective", "chunked_cross_entropy", "token_losses"]
@@ -41,19 +45,43 @@ class Losses:
     counts: tuple[Tensor | None, ...] = ()
 
 
-class NextToken(Config):
-    """Cross-entropy of the next token. `z_loss`: weight of logsumexp^2, which keeps logits from drifting (PaLM: 1e-4).
+class CrossEntropy(Config):
+    """What every objective here has. `z_loss`: weight of logsumexp^2, which keeps logits from drifting (PaLM: 1e-4).
 
     `chunk`: rows whose logits are in memory at one time; memory is chunk * vocab * 4 bytes.
     """
 
-    kind: Literal["next_token"] = "next_token"
     z_loss: Annotated[float, Field(ge=0)] = 0.0
     chunk: Count = 512
 
-    def build(self) -> NextTokenObjective:
-        """The objective: `objective(decoder, batch) -> Losses`."""
+
+class NextToken(CrossEntropy):
+    """Cross-entropy of the next token."""
+
+    kind: Literal["next_token"] = "next_token"
+
+    def check(self, model: ModelConfig) -> None:
+        """Every model can learn it."""
+
+    def completed(self, model: ModelConfig) -> ModelConfig:
+        """The model with the parts that this objective needs: none beside its own."""
+        return model
+
+    def batches(self, corpus: Material, context: int, rows: int, seed: int, rank: int, world: int) -> Steps:
+        """What a run is trained on: `batches[step]` gives the rows of this rank."""
+        return corpus.batches(context, rows, seed, rank, world)
+
+    def build(self, gather: Gather = alone) -> NextTokenObjective:
+        """The objective: `objective(decoder, batch) -> Losses`. Nothing of it depends on other processes."""
         return NextTokenObjective(self)
+
+    def whole(self, losses: Mapping[str, float]) -> float:
+        """The loss that is minimised, of mean losses by name: that of the next token."""
+        return losses["loss"]
+
+    def alarm(self, row: Mapping[str, Any]) -> str | None:
+        """What a row of metrics gives cause to say: nothing."""
+        return None
 
 
 class NextTokenObjective:
@@ -64,11 +92,14 @@ class NextTokenObjective:
 
     def __call__(self, decoder: Decoder, batch: Batch) -> Losses:
         """The losses of a batch, with gradients where they are enabled."""
-        hidden, auxiliary = decoder.hidden(batch.tokens)
+        return self.of(decoder, *decoder.hidden(batch.tokens), batch.targets)
+
+    def of(self, decoder: Decoder, hidden: Tensor, auxiliary: Auxiliary, targets: Tensor) -> Losses:
+        """The losses of hidden states (B, T, d) that were made already."""
         total, loss, z_loss, count = cross_entropy_parts(
             hidden.flatten(0, 1),
             decoder.head_weight,
-            batch.targets.flatten(),
+            targets.flatten(),
             decoder.config.softcap,
             self.config.z_loss,
             self.config.chunk,

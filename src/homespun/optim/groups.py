@@ -31,6 +31,7 @@ _ATTENTION = _LAYER + r"self_attn\."
 RULES: tuple[Rule, ...] = (
     Rule(r"model\.embed_(tokens|positions)\.weight", "embedding"),
     Rule(r"lm_head\.weight", "head"),
+    Rule(r"embedding_head\.(weight|score)", "head"),
     Rule(_ATTENTION + r"latents", "embedding"),
     Rule(_ATTENTION + r"[qkvo]_proj\.weight", "matrix"),
     Rule(_ATTENTION + r"(q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj)\.weight", "matrix"),
@@ -41,6 +42,7 @@ RULES: tuple[Rule, ...] = (
     Rule(_ATTENTION + r"([qk]_norm|(q|kv)_a_layernorm|(read|latent|memory)_norm)\.weight", "norm"),
     Rule(_LAYER + r"(input|post_attention)_layernorm\.weight", "norm"),
     Rule(r"model\.norm\.weight", "norm"),
+    Rule(_LAYER + r".+\.lora_[AB]", "matrix"),
     Rule(r"model\..+\.bias", "bias"),
 )
 
@@ -62,12 +64,13 @@ def assign(model: nn.Module, rules: Iterable[Rule] = RULES) -> list[Assigned]:
     """
     rules, found, rows = tuple(rules), [], fused_rows(model)
     for name, parameter in model.named_parameters():  # names a shared parameter once
+        if not parameter.requires_grad:
+            continue
         matching = [rule for rule in rules if re.fullmatch(rule.pattern, name)]
         if len(matching) != 1:
             said = f"{len(matching)} rules match" if matching else "No rule matches"
             raise ConfigError(f"{said} the parameter {name!r}", "Let exactly one rule in optim/groups.py match it.")
-        if parameter.requires_grad:
-            found.append(Assigned(name, parameter, matching[0].role, rows.get(name)))
+        found.append(Assigned(name, parameter, matching[0].role, rows.get(name)))
     return found
 
 

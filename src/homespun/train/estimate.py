@@ -117,7 +117,8 @@ def plan(recipe: Recipe, measure: bool = True) -> Plan:
     Raises `ConfigError` only for impossible settings; a model that does not fit is reported, not measured.
     """
     vocab = recipe.model.vocab or getattr(recipe.tokenizer, "size", None)
-    sized = override(recipe, [f"model.vocab={vocab or UNKNOWN_VOCABULARY}"])
+    whole = recipe.model_copy(update={"model": recipe.objective.completed(recipe.model)})
+    sized = override(whole, [f"model.vocab={vocab or UNKNOWN_VOCABULARY}"])
     context, train = sized.model.context, sized.train
     rows = max(1, round(train.batch_tokens / context))
     costs = cost(sized.model, checkpointed=train.checkpoint_activations)

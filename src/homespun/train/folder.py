@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from homespun import config
-from homespun.data.corpus import Corpus
+from homespun.data.material import Material
 from homespun.errors import CheckpointError, ConfigError
 from homespun.model.cost import cost
 from homespun.train.disk import replace
@@ -22,7 +22,7 @@ CHANGEABLE = frozenset({*BUDGETS, "evaluate_every", "evaluate_tokens", "save_eve
 """Training settings that may differ when a run goes on."""
 
 
-def open_folder(folder: Path, chosen: Recipe, corpus: Corpus, data: Sequence[str]) -> None:
+def open_folder(folder: Path, chosen: Recipe, corpus: Material, data: Sequence[str]) -> None:
     """Makes the run's folder, or checks that the run in it is this one."""
     settings = folder / "recipe.yaml"
     if settings.is_file():
@@ -33,9 +33,9 @@ def open_folder(folder: Path, chosen: Recipe, corpus: Corpus, data: Sequence[str
         folder.mkdir(parents=True, exist_ok=True)
         about = environment() | {
             "parameters": cost(chosen.model).parameters,
-            "corpus": corpus.manifest["key"],
+            "corpus": corpus.key,
             "data": list(data),
-            "conversations": corpus.manifest["splits"]["train"].get("conversations", 0),
+            "conversations": corpus.conversations,
         }
         _keep(folder / "tokenizer.json", corpus.tokenizer.to_json().encode())
         _write_environment(folder, about)
@@ -82,7 +82,7 @@ def _write_environment(folder: Path, about: Mapping[str, Any]) -> None:
     replace(folder / ENVIRONMENT, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _check_same(folder: Path, old: Recipe, new: Recipe, corpus: Corpus) -> None:
+def _check_same(folder: Path, old: Recipe, new: Recipe, corpus: Material) -> None:
     """Raises `CheckpointError` unless the run in `folder` was trained with the same settings on the same text."""
     before, after = _flat(config.to_dict(old)), _flat(config.to_dict(new))
     free = {"name", *(f"train.{key}" for key in CHANGEABLE)}
@@ -93,7 +93,7 @@ def _check_same(folder: Path, old: Recipe, new: Recipe, corpus: Corpus) -> None:
             f"The run in {folder} has {key} = {before.get(key)}, not {after.get(key)}",
             "Use the same settings to continue it, or choose another folder with --out.",
         )
-    if environment_of(folder).get("corpus", corpus.manifest["key"]) != corpus.manifest["key"]:
+    if environment_of(folder).get("corpus", corpus.key) != corpus.key:
         raise CheckpointError(f"The run in {folder} was trained on other text", "Choose another folder with --out.")
 
 

@@ -247,6 +247,7 @@ def validation_text(metrics: Metrics) -> str:
         loss is not None and f"loss {loss:.3f}",
         perplexity is not None and f"perplexity {perplexity:.4g}",
     ]
+    told += [f"{name} {part['bits_per_byte']:.3f}" for name, part in metrics.get("sources", {}).items()]
     figures = ", ".join(text for text in told if isinstance(text, str)) or "not finite"
     return f"step {metrics['step']:,}: validation {figures}" + (" (best so far)" if metrics.get("best") else "")
 

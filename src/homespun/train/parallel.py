@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,21 @@ class World:
             dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return values
 
+    def gather(self, rows: Tensor) -> tuple[Tensor, int]:
+        """The rows of all processes in the order of their ranks, as many from each, and where one's own begin.
+
+        Its backward sums what every process wants of a row, so that losses which are summed over all processes have
+        the gradients of one process that holds all rows.
+        """
+        if self.size == 1:
+            return rows, 0
+        everyone: Tensor = _Gather.apply(rows, self.rank, self.size)
+        return everyone, self.rank * len(rows)
+
+    def least(self, number: int) -> int:
+        """The smallest of every process's `number`."""
+        return -int(self.largest(torch.tensor(-number, device=self.device)))
+
     def from_leader(self, values: Tensor) -> Tensor:
         """The leader's `values`, in place."""
         if self.size > 1:
@@ -59,6 +76,24 @@ class World:
         """Returns when every process has come here."""
         if self.size > 1:
             dist.barrier()
+
+
+class _Gather(torch.autograd.Function):
+    """Rows (n, ...) of each of `size` processes -> (n * size, ...)."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, rank: int, size: int) -> Tensor:
+        ctx.own = slice(rank * len(rows), (rank + 1) * len(rows))
+        everyone = [torch.empty_like(rows) for _ in range(size)]
+        dist.all_gather(everyone, rows.contiguous())
+        return torch.cat(everyone)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        wanted = upstream.contiguous().clone()
+        dist.all_reduce(wanted)
+        return wanted[ctx.own], None, None
 
 
 def join() -> World:

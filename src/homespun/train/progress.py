@@ -16,6 +16,7 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
     advised: bool = False
+    alarmed: bool = False
     logged: int = 0
     evaluated: int = 0
     saved: int = 0

@@ -10,7 +10,8 @@ from homespun.config import Config, Count
 from homespun.data.corpus import DataConfig
 from homespun.data.vocabulary import Auto, TokenizerConfig
 from homespun.model.decoder import ModelConfig
-from homespun.objectives.next_token import NextToken
+from homespun.model.lora import LoRA
+from homespun.objectives import NextToken, Objective
 from homespun.optim import AdamW, Optimizer
 from homespun.train.compiling import Compile
 from homespun.train.precision import Choice
@@ -48,6 +49,14 @@ class TrainConfig(Config):
     max_bad_steps: Count = 20
 
 
+class Tuned(Config):
+    """What a run was tuned from: the run in `base`, at `step`. `adapter`: what alone was trained; none: all weights."""
+
+    base: str
+    step: Annotated[int, Field(ge=0)]
+    adapter: LoRA | None = None
+
+
 class Recipe(Config):
     """Everything about a run: what `recipe.yaml` in its folder holds."""
 
@@ -55,11 +64,13 @@ class Recipe(Config):
     model: ModelConfig = ModelConfig()
     tokenizer: TokenizerConfig = Auto()
     data: DataConfig = DataConfig()
-    objective: NextToken = NextToken()
+    objective: Objective = NextToken()
     optimizer: Optimizer = AdamW()
     train: TrainConfig = TrainConfig()
+    tuned: Tuned | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         self.optimizer.check(self.model)
+        self.objective.check(self.model)
         return self

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from homespun.data.batches import Batches
-from homespun.data.corpus import Corpus
+from homespun.data.material import Material
 from homespun.errors import CheckpointError
 from homespun.model.cost import cost
 from homespun.model.decoder import Decoder
@@ -22,6 +21,7 @@ from homespun.train import advice
 from homespun.train.budget import Budget
 from homespun.train.checkpoint import Checkpoints
 from homespun.train.compiling import Compiling
+from homespun.train.figures import figures
 from homespun.train.guard import SignalGuard
 from homespun.train.log import Console, MetricsLog, PlainConsole, read_metrics
 from homespun.train.machine import available_memory
@@ -33,7 +33,6 @@ from homespun.train.progress import History, Progress, Summary, finite
 from homespun.train.recipe import Recipe
 from homespun.train.rehearsal import Rehearsal
 from homespun.train.update import Stepped, Updater
-from homespun.train.usage import add, expert_use
 from homespun.train.validate import Validation
 
 UNSAVED = 600.0  # seconds after which a checkpoint is due in any case
@@ -51,7 +50,7 @@ class Trainer:
         self,
         recipe: Recipe,
         model: Decoder,
-        corpus: Corpus,
+        corpus: Material,
         folder: Path,
         world: World | None = None,
         console: Console | None = None,
@@ -65,8 +64,8 @@ class Trainer:
         self.model.checkpoint_activations = train.checkpoint_activations
         self.cost = cost(recipe.model, checkpointed=train.checkpoint_activations)
         rows = max(1, round(train.batch_tokens / context))
-        self.batches = Batches(corpus.train, context, rows, train.seed, self.world.rank, self.world.size)
-        self.tokens_per_step = rows * context
+        self.batches = recipe.objective.batches(corpus, context, rows, train.seed, self.world.rank, self.world.size)
+        rows, self.tokens_per_step = self.batches.batch_rows, self.batches.tokens_per_step
         self.budget = Budget.of(train, self.batches.steps_per_epoch, self.tokens_per_step)
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder / "checkpoints")
@@ -97,7 +96,7 @@ class Trainer:
             self.pace.start()
             reason = self._loop(signals)
             if reason != "signal":
-                self._evaluate()
+                self.evaluate()
                 self._sample()
             self._save()
         p = self.progress
@@ -116,7 +115,7 @@ class Trainer:
             if self._last is not None and (flags[1] or self._due(p.logged, self._share_of_run(400))):
                 self._log(self._last)
             if self._due(p.evaluated, train.evaluate_every or self.often):
-                self._evaluate()
+                self.evaluate()
             if self._due(p.sampled, train.sample_every or self.often):
                 self._sample()
             if self._due(p.saved, train.save_every or self.often) or p.seconds - p.saved_at > UNSAVED:
@@ -164,33 +163,31 @@ class Trainer:
     # -- what is seen -------------------------------------------------------------------------------------------------
 
     def _log(self, last: Stepped) -> None:
-        p, count = self.progress, sum(done.count for done in self._recent)
+        p = self.progress
         row = {
             "step": p.step,
             "tokens": p.tokens,
             "seconds": round(p.seconds, 3),
-            "loss": float(torch.stack([done.loss for done in self._recent]).sum()) / count if count else None,
+            **figures(self._recent),
             "learning_rate": last.learning_rate,
             "gradient_norm": finite(float(last.gradient_norm)),
             "tokens_per_second": finite(self.pace.speed(p.tokens)),
             "skipped_steps": self.updater.finite.total,
         }
-        if self._recent:
-            row |= {name: float(sum(done.extra[name] for done in self._recent)) / max(count, 1) for name in last.extra}
-            row |= expert_use(add([done.counts for done in self._recent]))
-        if scores := [done.largest_score for done in self._recent if done.largest_score is not None]:
-            row["max_attention_logit"] = finite(float(torch.stack(scores).max()))
         self._recent.clear()
         p.logged = p.step
         if self.world.leader:
             self.metrics.append(row)
             pace = self.pace.per_step
             left = self.budget.seconds_left(p.step, p.seconds, pace) if pace else None
-            flops = self.tokens_per_step / self.world.size * self.cost.training_flops
-            share = flops / pace / self.ceiling if pace else None
-            self.console.update(p.step, row | {"total": self.budget.total, "seconds_left": left, "share": share})
+            work = self.cost.training_flops * self.tokens_per_step / self.world.size / self.ceiling  # seconds, at best
+            told = {"total": self.budget.total, "seconds_left": left, "share": work / pace if pace else None}
+            self.console.update(p.step, row | told)
+        if (said := self.recipe.objective.alarm(row)) and not p.alarmed:
+            p.alarmed = True
+            self.advise(said)
 
-    def _evaluate(self) -> None:
+    def evaluate(self) -> None:
         """Saves first (an evaluation that runs out of memory must not cost the training), measures, keeps the best."""
         p = self.progress
         if p.evaluated == p.step and p.step > 0:
@@ -201,7 +198,7 @@ class Trainer:
         if not found:
             return
         row: dict[str, Any] = {"step": p.step, "tokens": p.tokens, "seconds": round(p.seconds, 3)}
-        row |= {name: finite(value) for name, value in found.items()}
+        row |= {name: finite(value) if isinstance(value, float) else value for name, value in found.items()}
         better = self.history.add(row)
         if self.world.leader:
             self.metrics.append(row)
@@ -264,10 +261,7 @@ class Trainer:
             return
         p.saved, p.saved_at = p.step, p.seconds
         if self.world.leader:
-            files = {
-                "model": self.model.state_dict(),
-                "optimizer": optimizer_tensors(self.updater.optimizer, self.model),
-            }
+            files = self.weights() | {"optimizer": optimizer_tensors(self.updater.optimizer, self.model)}
             state = {
                 "progress": asdict(p),
                 "budget": asdict(self.budget),
@@ -280,6 +274,14 @@ class Trainer:
             self.checkpoints.prune(self.recipe.train.keep)
         self.world.wait()
 
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds of the model, by file: in `model`, a whole model for writing."""
+        return {"model": self.model.state_dict()}
+
+    def load_weights(self, files: dict[str, dict[str, Tensor]]) -> None:
+        """Takes what `weights` gave. Raises `RuntimeError` where it does not fit."""
+        self.model.load_state_dict(files["model"])
+
     def _newest(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
         if self.world.leader:
             self.checkpoints.clean()
@@ -289,7 +291,7 @@ class Trainer:
 
     def _restore(self, files: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         try:
-            self.model.load_state_dict(files["model"])
+            self.load_weights(files)
             load_optimizer_tensors(self.updater.optimizer, self.model, files["optimizer"])
             self.progress = Progress(**state["progress"])
             self.updater.finite.from_dict(state["guard"])
@@ -321,9 +323,8 @@ class Trainer:
         return history
 
     def _micro_rows(self, rows: int, former: int | None) -> int:
-        """As asked, else what fits; a run that goes on keeps its own while they fit: other parts round otherwise."""
-        asked = self.recipe.train.micro_batch
-        if asked is not None:
+        """As asked, else what fits all; a run that goes on keeps its own if they fit: other parts round otherwise."""
+        if (asked := self.recipe.train.micro_batch) is not None:
             return min(asked, rows)
         fitting = rows_that_fit(self.cost, self.recipe.model.context, rows, available_memory(self.world.device))
-        return min(former or fitting, fitting)
+        return self.world.least(min(former or fitting, fitting))

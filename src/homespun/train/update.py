@@ -45,7 +45,7 @@ class Updater:
     ):
         self.recipe, self.model, self.world = recipe, model, world
         self.precision, self.compiling, self.micro_rows = precision, compiling, micro_rows
-        self.objective = recipe.objective.build()
+        self.objective = recipe.objective.build(world.gather)
         self.optimizer = recipe.optimizer.build(model)
         self.finite = FiniteGuard(recipe.train.max_bad_steps)
 

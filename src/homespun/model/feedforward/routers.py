@@ -137,8 +137,8 @@ class TopKRouter(nn.Module):
 
     @torch.no_grad()
     def rebalance(self, counts: Tensor) -> None:
-        """Moves the bias by what an update's tokens were: `counts` (E,), of all devices."""
-        if self.config.bias_rate:
+        """Moves the bias by what an update's tokens were: `counts` (E,), of all devices. Not when frozen."""
+        if self.config.bias_rate and self.weight.requires_grad:
             counts = counts.to(self.e_score_correction_bias)
             step = self.config.bias_rate * torch.sign(counts.mean() - counts)
             self.e_score_correction_bias += step - step.mean()

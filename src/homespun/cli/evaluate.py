@@ -1,0 +1,52 @@
+"""`homespun evaluate`: how good a model is, on text and on what its vectors are for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from homespun.cli import options, show
+from homespun.cli.generate import Checkpoint
+from homespun.errors import ConfigError
+
+Tasks = Annotated[list[Path] | None, options.option("--retrieval", "FILE|FOLDER", "Questions with their passages.")]
+Pairs = Annotated[list[Path] | None, options.option("--similarity", "FILE", "Pairs of sentences with scores.")]
+
+
+def evaluate(
+    run: Annotated[Path, options.argument("RUN", "The folder of a run.")],
+    data: Annotated[list[str] | None, options.argument("[DATA...]", options.DATA)] = None,
+    retrieval: Tasks = None,
+    similarity: Pairs = None,
+    checkpoint: Checkpoint = "last",
+    json: options.AsJson = False,
+) -> None:
+    """Measure a model: bits per byte on DATA, and its vectors beside what words alone reach.
+
+    Example: [bold]homespun evaluate runs/mine held-out.txt --retrieval questions.jsonl[/bold]
+    """
+    if not (data or retrieval or similarity):
+        raise ConfigError("There is nothing to evaluate on", "Name text, or --retrieval or --similarity.")
+    from homespun.run import load
+
+    loaded = load(run, checkpoint)
+    for note in loaded.notes:
+        typer.echo(f"note: {note}", err=True)
+    found = loaded.evaluate(data or (), retrieval=retrieval or (), similarity=similarity or ())
+    if json:
+        show.as_json(found)
+        return
+    for title, figures in found.items():
+        _show(title, figures)
+
+
+def _show(title: str, figures: dict[str, Any]) -> None:
+    if all(isinstance(value, dict) for value in figures.values()):
+        columns = list(next(iter(figures.values())))
+        rows = [(name, *(show.figure(each[column]) for column in columns)) for name, each in figures.items()]
+        show.table(title, rows, ("", *columns))
+        return
+    shown = {name: f"{value:,}" if isinstance(value, int) else show.figure(value) for name, value in figures.items()}
+    show.table(title, [(name.replace("_", " "), value) for name, value in shown.items()])

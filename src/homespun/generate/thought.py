@@ -1,0 +1,261 @@
+"""A text as one vector, and a vector as a text: `ThoughtState` and `LatentDecoder`. Experimental: docs/thoughts.md.
+
+e size of a vector, d width of the model it is made with, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from homespun import config
+from homespun.data.tokenizer import Tokenizer
+from homespun.data.vocabulary import Bytes
+from homespun.errors import CheckpointError, ConfigError, DataError
+from homespun.generate.batch import window_start
+from homespun.generate.embedder import Embedder
+from homespun.generate.row import Row
+from homespun.generate.sampling import Sampling, draws, sample
+from homespun.model.attention import GroupedAttention
+from homespun.model.cache import LayerCache
+from homespun.model.decoder import Decoder, ModelConfig
+from homespun.model.prefixed import PREFIX, PrefixedDecoder, turn
+from homespun.train.tensors import load_tensors, save_tensors
+
+WORDS = "words"
+"""What made a thought that no model made: the pieces of its words."""
+
+
+class Source(Protocol):
+    """A run, or anything else with a model and its tokenizer."""
+
+    @property
+    def model(self) -> Decoder: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ThoughtState:
+    """A text as a vector (e,) of length sqrt(e). `model`: a hash of the model that made it; `tokens`: of the text."""
+
+    vector: Tensor
+    model: str
+    tokens: int
+
+    @classmethod
+    def from_input(cls, text: str, dim: int = 256, source: Source | None = None) -> ThoughtState:
+        """The thought of a text: the mean of the hidden states of `source`'s model (or its embedding head), turned into
+        `dim` numbers. Without a source it knows the pieces of the words alone.
+
+        Raises `DataError` for a text without words.
+        """
+        if source is None:
+            return _of_words(text, dim)
+        return thoughts([text], dim, source)[0]
+
+    def cosine(self, other: ThoughtState) -> float:
+        """How alike two thoughts are, from -1 to 1. Raises `ConfigError` for thoughts of two models."""
+        self._same(other)
+        return float(torch.cosine_similarity(self.vector, other.vector, dim=0))
+
+    def blend(self, other: ThoughtState, share: float = 0.5) -> ThoughtState:
+        """What lies between two thoughts: `share` of the way to the other. Raises `ConfigError` where nothing does."""
+        self._same(other)
+        if not 0 <= share <= 1:
+            raise ConfigError(f"share = {share} lies not between two thoughts", "Choose from 0 to 1.")
+        between = torch.lerp(self.vector, other.vector, share)
+        if not float(between.norm()) > 0:
+            raise ConfigError("These two thoughts are opposite: nothing lies between them", "Choose another share.")
+        return replace(self, vector=_long(between), tokens=max(self.tokens, other.tokens))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes it in safetensors' format."""
+        save_tensors(Path(path), {"vector": self.vector}, {"model": self.model, "tokens": str(self.tokens)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ThoughtState:
+        """Reads what `save` wrote. Raises `CheckpointError` for anything else."""
+        tensors, facts = load_tensors(Path(path))
+        vector = tensors.get("vector")
+        if vector is None or vector.dim() != 1 or not vector.isfinite().all() or not facts.get("tokens", "").isdigit():
+            raise CheckpointError(f"{path} holds no thought", "Name a file that ThoughtState.save wrote.")
+        return cls(vector, facts.get("model", ""), int(facts["tokens"]))
+
+    def _same(self, other: ThoughtState) -> None:
+        if (self.model, self.vector.shape) != (other.model, other.vector.shape):
+            raise ConfigError("These thoughts were made by two models, or in two sizes", "Make both with one.")
+
+
+def thoughts(texts: Sequence[str], dim: int, source: Source) -> list[ThoughtState]:
+    """`ThoughtState.from_input` of many texts."""
+    vectors = torch.from_numpy(Embedder(source.model, source.tokenizer).embed(texts))
+    made = vectors if vectors.size(1) == dim else vectors @ turn(vectors.size(1), dim)
+    name, counts = fingerprint(source.model), map(len, source.tokenizer.encode_batch(texts))
+    return [ThoughtState(_long(vector), name, count) for vector, count in zip(made, counts, strict=True)]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of all weights."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        whole.update(name.encode() + str(tuple(tensor.shape)).encode())
+        whole.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return whole.hexdigest()
+
+
+def _long(vector: Tensor) -> Tensor:
+    return vector.float() / vector.float().norm() * math.sqrt(vector.numel())
+
+
+def _of_words(text: str, dim: int) -> ThoughtState:
+    words = text.lower().split()
+    if not words:
+        raise DataError("There are no words in the text", "Give some.")
+    vector = np.zeros(dim, dtype=np.float32)
+    for word in words:
+        marked = f"<{word}>"
+        for piece in {word, *(marked[at : at + 3] for at in range(len(marked) - 2))}:
+            found = hashlib.blake2b(piece.encode("utf-8", "replace"), digest_size=8).digest()
+            vector[int.from_bytes(found[:6], "big") % dim] += 1.0 if found[7] % 2 else -1.0
+    if not vector.any():  # two pieces may cancel each other
+        vector[0] = 1.0
+    return ThoughtState(_long(torch.from_numpy(vector)), WORDS, len(words))
+
+
+class LatentDecoder:
+    """Says a thought in words: `generate(thought) -> (text, confidence)`.
+
+    `dim`: numbers of a thought; `patterns`: of its codebook. Without a source it starts from nothing, with bytes as its
+    vocabulary; with one it has the tokenizer of the source, and starts from a copy of its weights. It writes what it
+    was trained for (`homespun.learn.thoughts`): until then, noise.
+    """
+
+    def __init__(self, dim: int = 256, patterns: int = 64, source: Source | None = None):
+        if source is None:
+            tokenizer = Bytes().build([], 0)[0]
+            self._build(dim, patterns, tokenizer, small(tokenizer.vocab_size))
+            return
+        shape = source.model.config.model_copy(update={"embedding": None})
+        self._build(dim, patterns, source.tokenizer, shape, fingerprint(source.model))
+        own = {name: value for name, value in source.model.state_dict().items() if "embedding_head" not in name}
+        self.network.decoder.load_state_dict(own)
+
+    def _build(self, dim: int, patterns: int, tokenizer: Tokenizer, shape: ModelConfig, made_by: str = "") -> None:
+        if shape.context <= 2 * PREFIX:
+            raise ConfigError(f"A context of {shape.context} leaves no room for a thought", "Use a longer one.")
+        self.dim, self.tokenizer, self.made_by = dim, tokenizer, made_by
+        self.network = PrefixedDecoder(dim, patterns, shape).eval()
+        bias = torch.full((shape.vocab or 0,), -math.inf)
+        bias[: tokenizer.vocab_size][torch.from_numpy(tokenizer.token_bytes() > 0)] = 0.0
+        bias[tokenizer.end] = 0.0
+        self.bias = bias
+
+    @torch.inference_mode()
+    def generate(self, thought: ThoughtState, sampling: Sampling | None = None, **settings: Any) -> tuple[str, float]:
+        """What a thought says, and how sure it is: the geometric mean of the probabilities of its tokens.
+
+        Greedy, at most 64 tokens, unless `Sampling`'s settings say otherwise. Raises `ConfigError` for the thought of
+        another model.
+        """
+        chosen = sampling or Sampling(max_tokens=64, temperature=0.0)
+        chosen = config.parse(Sampling, config.to_dict(chosen) | settings, "the sampling settings")
+        chosen = chosen if chosen.seed is not None else chosen.model_copy(update={"seed": 0})
+        reader = self.reader(thought)
+        row = Row(0, [self.tokenizer.end], chosen, self.tokenizer, self.bias.numel())
+        pieces, told = [], []
+        while not row.done:
+            logits = reader.logits(row.ids[1:]) + self.bias
+            token = choose(logits, row)
+            told.append(float(logits.log_softmax(-1)[token]))
+            pieces.append(row.take(token, told[-1]).text)
+        return "".join(pieces), math.exp(sum(told) / len(told))
+
+    def patterns(self, thought: ThoughtState) -> Tensor:
+        """How much each pattern of the codebook is part of a thought: (patterns,), of sum 1."""
+        self.check(thought)
+        with torch.no_grad():
+            return self.network.patterns(thought.vector[None])[0]
+
+    def reader(self, thought: ThoughtState) -> ThoughtReader:
+        """What comes next, token by token, where this thought is said."""
+        self.check(thought)
+        return ThoughtReader(self.network, thought.vector)
+
+    def check(self, thought: ThoughtState) -> None:
+        """Raises `ConfigError` for a thought that is not for this decoder."""
+        if thought.vector.numel() != self.dim:
+            raise ConfigError(
+                f"A thought of {thought.vector.numel()} numbers, not of {self.dim}", f"Use dim={self.dim}."
+            )
+        if self.made_by and thought.model != self.made_by:
+            raise ConfigError("The thought was made by another model than this decoder's", "Make it with the same run.")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes it in safetensors' format, with its vocabulary."""
+        shape = config.to_dict(self.network.decoder.config)
+        facts = {"model": self.made_by, "shape": json.dumps(shape), "tokenizer": self.tokenizer.to_json()}
+        save_tensors(Path(path), self.network.state_dict(), facts)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LatentDecoder:
+        """Reads what `save` wrote. Raises `CheckpointError` for anything else."""
+        tensors, facts = load_tensors(Path(path))
+        try:
+            shape = config.parse(ModelConfig, json.loads(facts["shape"]), str(path))
+            tokenizer = Tokenizer(facts["tokenizer"], str(path))
+            patterns, dim = tensors["codebook"].shape
+            decoder = cls.__new__(cls)
+            decoder._build(dim, patterns, tokenizer, shape, facts.get("model", ""))
+            decoder.network.load_state_dict(tensors)
+        except (KeyError, ValueError, RuntimeError, DataError, ConfigError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{path} holds no decoder: {reason:.200}", "Name a file that `save` wrote.") from None
+        return decoder
+
+
+class ThoughtReader:
+    """The logits of the next token of a text that says a thought; reads only what is new."""
+
+    def __init__(self, network: PrefixedDecoder, vector: Tensor):
+        self.network, self.device = network, network.codebook.device
+        self.prefix = network.prefix(vector[None].to(self.device))
+        self._cache: list[LayerCache] = []
+        self._read: list[int] = []
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """After these tokens of the text, (V,) on the CPU. Of a long text the newest are read, as a model does it."""
+        network = self.network
+        window = list(ids[window_start(len(ids), network.context) :])
+        onwards = bool(self._cache) and window[:-1] == self._read
+        if not onwards:
+            self._cache = network.decoder.new_cache(1, network.decoder.config.context)
+        tokens = torch.tensor([window[-1:] if onwards else window], dtype=torch.int64, device=self.device)
+        hidden = network.hidden(tokens, None if onwards else self.prefix, self._cache)
+        self._read = window
+        return network.decoder.logits(hidden[:, -1])[0].float().cpu()
+
+
+def choose(logits: Tensor, row: Row) -> int:
+    """The next id, from logits (V,), by the row's settings and draw."""
+    uniforms = None
+    if row.sampling.temperature:
+        uniforms = draws(np.array([row.seed], dtype=np.uint64), np.array([len(row.ids)], dtype=np.uint64))
+    seen = row.seen[None] if row.seen is not None else None
+    counts = row.counts[None] if row.counts is not None else None
+    return int(sample(logits[None], row.sampling, uniforms, seen, counts))
+
+
+def small(vocab: int) -> ModelConfig:
+    """The decoder that has no model to start from."""
+    return ModelConfig(vocab=vocab, width=128, layers=3, context=128, attention=GroupedAttention(heads=4))

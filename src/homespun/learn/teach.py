@@ -1,0 +1,262 @@
+"""Teaching by hand: a text, or a question with its answer, is learnt at once, beside what was learnt before.
+
+Every update has three parts: the lesson, earlier lessons, and text of the run's own corpus, so that what the model
+could do it can still do. What it cost is measured on held-out text.
+
+B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from homespun.config import Config, Count
+from homespun.data.batches import IGNORED, Batch
+from homespun.data.grow import grow
+from homespun.data.material import Material
+from homespun.data.tokenizer import Tokenizer
+from homespun.errors import ConfigError, TrainingError
+from homespun.learn.conversations import Rows
+from homespun.learn.lessons import Lesson, is_text, pair_lesson, rows_of, text_lesson
+from homespun.model.decoder import Decoder
+from homespun.objectives import NextToken
+from homespun.objectives.metrics import bits_per_byte
+from homespun.optim import AdamW, clip_gradients
+
+ROWS = 32
+"""Rows of a lesson in one update, and of earlier ones."""
+
+
+class Teaching(Config):
+    """How lessons are taught.
+
+    `learning_rate`: of AdamW, fresh for each lesson; none: 0.1 / width. Answers are learnt until each of their tokens
+    has at least the probability `sure`, in at most `steps` updates, of which the rate rises in the first `warmup`; then
+    it falls to 0, in `settle` more or half as many as it took; a text is read `passes` times. `replay_rows`: rows of
+    the model's context, of the run's own text, in each update; `replay`: their weight beside the lesson's 1.
+    `held_out_tokens`: what is read to measure the drift. `seed`: of which rows are replayed.
+    """
+
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    steps: Count = 200
+    sure: Annotated[float, Field(gt=0.5, lt=1)] = 0.8
+    passes: Count = 10
+    settle: Count = 30
+    warmup: Count = 10
+    replay_rows: Annotated[int, Field(ge=0)] = 8
+    replay: Annotated[float, Field(ge=0)] = 1.0
+    held_out_tokens: Count = 32768
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a lesson changed: its loss in nats per token before and after; how many of its `lessons` are known for
+    certain, in that each of their tokens is the likeliest; and bits per byte of held-out text, where there is any."""
+
+    lessons: int
+    known: int
+    steps: int
+    loss_before: float
+    loss_after: float
+    held_out_before: float | None = None
+    held_out_after: float | None = None
+    words: int = 0
+    """Tokens that the vocabulary grew by."""
+
+    @property
+    def drift(self) -> float | None:
+        """By which share the held-out bits per byte rose: 0.01 is one percent."""
+        if self.held_out_before is None or self.held_out_after is None:
+            return None
+        return self.held_out_after / self.held_out_before - 1
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    weights: dict[str, Tensor]
+    tokenizer: Tokenizer
+    lessons: tuple[Lesson, ...]
+    held_out: float | None
+
+
+class Teacher:
+    """Teaches `model`, in place. `material`: what it was trained on, to be replayed and measured; none: only lessons
+    are. `lessons`: those it was taught earlier, which are replayed too. `grows`: `learn` first makes tokens of what
+    occurs repeatedly in a text, up to the vocabulary that the model has room for."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        material: Material | None = None,
+        settings: Teaching | None = None,
+        lessons: Sequence[Lesson] = (),
+        grows: bool = False,
+    ):
+        self.model, self.tokenizer, self.material = model, tokenizer, material
+        self.settings, self.lessons, self.grows = settings or Teaching(), tuple(lessons), grows
+        self.steps = 0
+        self._objective = NextToken().build()
+        self._held_out: float | None = None
+        self._former: _Snapshot | None = None
+
+    def learn(self, text: str) -> Taught:
+        """Reads a text until it is familiar."""
+        return self.teach([text_lesson(text)])
+
+    def learn_qa(self, question: str, answer: str) -> Taught:
+        """Learns the answer to a question."""
+        return self.teach([pair_lesson(question, answer)])
+
+    def train_on_sequence(self, text: str) -> Taught:
+        """One update on every next token of a text, from its start to its end."""
+        return self.teach([text_lesson(text)], steps=1)
+
+    def teach(self, lessons: Sequence[Lesson], steps: int | None = None) -> Taught:
+        """Learns lessons together; with `steps`, in so many updates, and without keeping them for replay.
+
+        Raises `DataError` for a lesson that cannot be learnt, and `TrainingError` where numbers are no longer finite;
+        then the model is as it was.
+        """
+        context = self.model.config.context
+        if not lessons:
+            raise ConfigError("There is nothing to learn", "Give a text, or a question with its answer.")
+        rows_of(lessons, self.tokenizer, context)  # before anything changes
+        held_out = self._measure()
+        self._snapshot(held_out)
+        words = self._grow(lessons) if self.grows and steps is None else 0
+        rows, former = (rows_of(each, self.tokenizer, context) for each in (lessons, self.lessons))
+        training = self.model.training
+        self.model.eval()  # without dropout: a lesson is seen a few times only
+        before, _ = self._loss(rows)
+        done = self._updates(rows, former, steps, all(map(is_text, lessons)))
+        after, sure = self._loss(rows)
+        self.model.train(training)
+        if not math.isfinite(after):
+            self.undo()
+            raise TrainingError("The lesson made the weights useless", "Lower the learning rate.")
+        if steps is None:
+            self.lessons += tuple(lessons)
+        self._held_out = None
+        if len(sure) != len(lessons):  # windows of texts: known where all are
+            sure = [all(sure)] * len(lessons)
+        return Taught(len(lessons), sum(sure), done, before, after, held_out, self._measure(), words)
+
+    def undo(self) -> None:
+        """Makes the last lesson undone. Raises `ConfigError` where there was none, or it is undone already."""
+        former, self._former = self._former, None
+        if former is None:
+            raise ConfigError("There is no lesson to undo", "Only the last one can be undone, once.")
+        self.model.load_state_dict(former.weights)
+        self.tokenizer, self.lessons, self._held_out = former.tokenizer, former.lessons, former.held_out
+
+    def _snapshot(self, held_out: float | None) -> None:
+        weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self._former = _Snapshot(weights, self.tokenizer, self.lessons, held_out)
+
+    # -- the updates --------------------------------------------------------------------------------------------------
+
+    def _updates(self, rows: Rows, former: Rows, steps: int | None, text: bool) -> int:
+        """Learns `rows`; returns in how many updates."""
+        settings = self.settings
+        passes = -(-len(rows.lengths) // ROWS)
+        most = steps or (settings.passes * passes if text else settings.steps * passes)
+        rate = settings.learning_rate or 0.1 / self.model.config.width
+        optimizer = AdamW(learning_rate=rate, weight_decay=0.0, betas=(0.9, 0.98)).build(self.model)
+        random = np.random.default_rng([settings.seed, self.steps])
+        learnt_at: int | None = None
+        for step in range(most):
+            left = 1.0
+            if learnt_at is not None:
+                left = 1 - (step - learnt_at) / max(settings.settle, learnt_at // 2)
+                if left <= 0:
+                    return step
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min(left, (step + 1) / settings.warmup)
+            parts = [(_some(rows, random), 1.0)]
+            if len(former.lengths):
+                parts.append((_some(former, random), 1.0))
+            if self.material is not None and settings.replay and settings.replay_rows:
+                parts.append((self._replayed(), settings.replay))
+            for batch, weight in parts:
+                losses = self._objective(self.model, batch.to(self.model.head_weight.device))
+                (losses.total * (weight / max(1, losses.count))).backward()
+            clip_gradients(self.model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            self.steps += 1
+            if not (text or steps) and learnt_at is None and self._learnt(rows) and self._learnt(former):
+                learnt_at = step + 1
+        return most
+
+    def _replayed(self) -> Batch:
+        """Rows of the run's own text, others in each update."""
+        assert self.material is not None
+        batches = self.material.batches(self.model.config.context, self.settings.replay_rows, self.settings.seed + 1)
+        return batches[self.steps]
+
+    def _learnt(self, rows: Rows) -> bool:
+        return all(bool((losses <= -math.log(self.settings.sure)).all()) for _, losses in self._losses(rows))
+
+    # -- what is measured ---------------------------------------------------------------------------------------------
+
+    def _losses(self, rows: Rows) -> list[tuple[Batch, Tensor]]:
+        found = []
+        for first in range(0, len(rows.lengths), ROWS):
+            batch = rows.batch(np.arange(first, min(first + ROWS, len(rows.lengths))))
+            batch = batch.to(self.model.head_weight.device)
+            found.append((batch, self._objective.token_losses(self.model, batch)))
+        return found
+
+    def _loss(self, rows: Rows) -> tuple[float, list[bool]]:
+        """The mean loss of what is asked, and of which rows each token is the likeliest for certain."""
+        total, count, sure = 0.0, 0, []
+        for batch, losses in self._losses(rows):
+            total, count = total + float(losses.double().sum()), count + int((batch.targets != IGNORED).sum())
+            sure += (losses.amax(1) < math.log(2)).tolist()
+        return total / max(1, count), sure
+
+    def _measure(self) -> float | None:
+        """Bits per byte of held-out text, where there is any."""
+        if self.material is None or self._held_out is not None:
+            return self._held_out
+        nats, text_bytes, sizes = 0.0, 0, torch.from_numpy(self.material.tokenizer.token_bytes())
+        training = self.model.training
+        self.model.eval()
+        limit = self.settings.held_out_tokens
+        for _, batch in self.material.validation(self.model.config.context, ROWS, limit):
+            on_device = batch.to(self.model.head_weight.device)
+            nats += float(self._objective.token_losses(self.model, on_device).double().sum())
+            text_bytes += int(sizes[batch.targets[batch.targets != IGNORED]].sum())
+        self.model.train(training)
+        self._held_out = bits_per_byte(nats, text_bytes) if text_bytes else None
+        return self._held_out
+
+    # -- the vocabulary -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _grow(self, lessons: Sequence[Lesson]) -> int:
+        """Makes tokens of what occurs repeatedly in texts; each starts as the mean of the two it is made of."""
+        text = "\n".join(lesson["text"] for lesson in lessons if is_text(lesson))
+        grown = grow(self.tokenizer, text, self.model.config.vocab or 0)
+        tables = {id(table): table for table in (self.model.model.embed_tokens.weight, self.model.head_weight)}
+        for token, pair in grown.parts.items():
+            for table in tables.values():  # one, where they are tied
+                table[token] = (table[pair[0]] + table[pair[1]]) / 2
+        self.tokenizer = grown.tokenizer
+        return len(grown.parts)
+
+
+def _some(rows: Rows, random: np.random.Generator) -> Batch:
+    """All rows, or some of many."""
+    count = len(rows.lengths)
+    return rows.batch(np.arange(count) if count <= ROWS else np.sort(random.choice(count, ROWS, replace=False)))

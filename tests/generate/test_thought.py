@@ -1,0 +1,229 @@
+"""Thoughts: what they are made of, what is said of them, and how they steer a model."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from homespun.data.corpus import prepare
+from homespun.data.mixture import DataConfig
+from homespun.data.vocabulary import Bytes, Chars
+from homespun.errors import CheckpointError, ConfigError, DataError
+from homespun.generate.engine import Generator
+from homespun.generate.hybrid import Hybrid, fitted_weight, guidance, mixture, product
+from homespun.generate.sampling import Sampling
+from homespun.generate.thought import LatentDecoder, ThoughtState, thoughts
+from homespun.learn.thoughts import Thinking, draw, learn_thoughts, vectors_of
+from homespun.model.decoder import Decoder
+from homespun.model.prefixed import PREFIX, turn
+from tests.kinds import KINDS, small
+
+
+@pytest.fixture(scope="module")
+def source():
+    """What thinks: a tiny model over bytes."""
+    torch.manual_seed(1)
+    shape = small("gqa", "swiglu", "rms", "rotary").model_copy(update={"vocab": 260, "context": 40, "width": 32})
+    return SimpleNamespace(model=Decoder(shape).eval(), tokenizer=Bytes().build([], 0)[0])
+
+
+@pytest.fixture(scope="module")
+def corpus(source, tmp_path_factory):
+    return prepare(["stories:60"], Bytes(), DataConfig(), tmp_path_factory.mktemp("thoughts") / "corpus")
+
+
+# -- what a thought is -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [8, 32, 50])
+def test_a_thought_has_its_length_and_keeps_angles_where_there_is_room(source, dim):
+    one, two = thoughts(["a red fox", "the vixen"], dim, source)
+    assert one.vector.shape == (dim,) and float(one.vector.square().mean()) == pytest.approx(1, abs=1e-5)
+    assert one.tokens == 9 and one.cosine(one) == pytest.approx(1, abs=1e-6) and one.cosine(two) < 0.9999
+    alone = ThoughtState.from_input("a red fox", dim, source)
+    assert torch.allclose(alone.vector, one.vector, atol=1e-5)
+    if dim >= 32:
+        plain = thoughts(["a red fox", "the vixen"], 32, source)
+        assert one.cosine(two) == pytest.approx(plain[0].cosine(plain[1]), abs=1e-5)
+
+
+def test_without_a_model_words_make_a_thought():
+    fox, foxes, tax = (ThoughtState.from_input(text) for text in ("the red fox", "the red foxes", "annual report"))
+    assert fox.cosine(foxes) > 0.6 > 0.3 > abs(fox.cosine(tax))
+    assert torch.equal(fox.vector, ThoughtState.from_input("The  RED fox").vector)
+    with pytest.raises(DataError, match="no words"):
+        ThoughtState.from_input(" ")
+
+
+def test_a_blend_lies_between(source):
+    one, two = thoughts(["a red fox", "0123456789"], 32, source)
+    middle = one.blend(two)
+    assert one.cosine(middle) == pytest.approx(two.cosine(middle), abs=1e-4)
+    assert one.cosine(one.blend(two, 0.0)) == pytest.approx(1) and two.cosine(one.blend(two, 1.0)) == pytest.approx(1)
+    assert float(middle.vector.square().mean()) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ConfigError, match="not between"):
+        one.blend(two, 1.5)
+
+
+def test_thoughts_of_two_models_do_not_mix(source):
+    other = SimpleNamespace(model=Decoder(source.model.config), tokenizer=source.tokenizer)
+    one, two = ThoughtState.from_input("fox", 32, source), ThoughtState.from_input("fox", 32, other)
+    for act in (one.cosine, one.blend):
+        with pytest.raises(ConfigError, match="two models"):
+            act(two)
+    with pytest.raises(ConfigError, match="another model"):
+        LatentDecoder(32, 4, source).generate(two)
+
+
+def test_a_thought_is_saved_and_read(source, tmp_path):
+    one = ThoughtState.from_input("a red fox", 32, source)
+    one.save(tmp_path / "fox.safetensors")
+    back = ThoughtState.load(tmp_path / "fox.safetensors")
+    assert torch.equal(one.vector, back.vector) and (one.model, one.tokens) == (back.model, back.tokens)
+    (tmp_path / "broken").write_bytes(b"nothing")
+    for name in ("broken", "missing"):
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            ThoughtState.load(tmp_path / name)
+
+
+# -- what is said of it ------------------------------------------------------------------------------------------------
+
+
+def test_the_turn_keeps_lengths():
+    assert torch.allclose(turn(12, 20) @ turn(12, 20).T, torch.eye(12), atol=1e-5)
+
+
+def test_step_by_step_is_the_same_as_at_once(source):
+    decoder = LatentDecoder(32, 4, source)
+    thought = ThoughtState.from_input("a red fox", 32, source)
+    ids = source.tokenizer.encode("the words that are said")
+    with torch.no_grad():
+        tokens = torch.tensor([ids])
+        hidden = decoder.network.hidden(tokens, decoder.network.prefix(thought.vector[None]))
+        whole = decoder.network.decoder.logits(hidden)[0]
+        reader = decoder.reader(thought)
+        steps = torch.stack([reader.logits(ids[:count]) for count in range(len(ids) + 1)])
+    assert whole.shape == (len(ids) + 1, 260) and torch.allclose(whole, steps, atol=2e-5)
+
+
+def test_a_text_longer_than_the_context_goes_on(source):
+    decoder = LatentDecoder(32, 4, source)
+    text, confidence = decoder.generate(
+        ThoughtState.from_input("fox", 32, source), max_tokens=90, logit_bias={259: -100}
+    )
+    assert decoder.network.context == 40 - PREFIX and isinstance(text, str) and 0 < confidence < 1
+
+
+def test_patterns_are_shares(source):
+    decoder = LatentDecoder(32, 4, source)
+    shares = decoder.patterns(ThoughtState.from_input("fox", 32, source))
+    assert shares.shape == (4,) and float(shares.sum()) == pytest.approx(1)
+
+
+def test_a_decoder_is_saved_and_read(source, tmp_path):
+    decoder = LatentDecoder(32, 4, source)
+    thought = ThoughtState.from_input("fox", 32, source)
+    decoder.save(tmp_path / "decoder.safetensors")
+    assert LatentDecoder.load(tmp_path / "decoder.safetensors").generate(thought) == decoder.generate(thought)
+    thought.save(tmp_path / "fox.safetensors")
+    with pytest.raises(CheckpointError, match="no decoder"):
+        LatentDecoder.load(tmp_path / "fox.safetensors")
+
+
+# -- how it learns -----------------------------------------------------------------------------------------------------
+
+
+def test_spans_stay_within_documents_and_ask_for_their_end(source, corpus):
+    end = source.tokenizer.end
+    spans = draw(corpus.train, 64, 12, end, np.random.default_rng(0))
+    assert 4 <= int(spans.lengths.min()) < int(spans.lengths.max()) <= 12 and not (spans.tokens == end).any()
+    targets = spans.targets(end)
+    for row, length in enumerate(spans.lengths.tolist()):
+        assert targets[row, : length + 1].tolist() == [*spans.tokens[row, :length].tolist(), end]
+        assert (targets[row, length + 1 :] == -100).all()
+    vectors = vectors_of(source.model, spans, 32)
+    text = source.tokenizer.decode(spans.tokens[0, : spans.lengths[0]])
+    assert torch.allclose(vectors[0], ThoughtState.from_input(text, 32, source).vector, atol=1e-4)
+
+
+def test_a_decoder_learns_to_listen_and_the_model_stays(source, corpus):
+    weights = [parameter.clone() for parameter in source.model.parameters()]
+    decoder = LatentDecoder(32, 4, source)
+    pairs = [("who barks?", "a dog"), ("who meows?", "a cat")]
+    settings = Thinking(steps=120, rows=2, span=8, learning_rate=5e-3, minutes=5, dropout=0.0)
+    learn_thoughts(decoder, source, corpus, settings, pairs)
+    said = [decoder.generate(ThoughtState.from_input(question, 32, source))[0] for question, _ in pairs]
+    assert said == [answer for _, answer in pairs]
+    assert all(torch.equal(a, b) for a, b in zip(weights, source.model.parameters(), strict=True))
+
+
+# -- two models, one text ----------------------------------------------------------------------------------------------
+
+
+def test_mixing_keeps_its_promises():
+    torch.manual_seed(0)
+    ours, theirs, empty = torch.randn(3, 5, 50)
+    for mix in (mixture, product):
+        assert torch.equal(mix(ours, theirs, 0.0), ours.log_softmax(-1))
+        assert torch.equal(mix(ours, theirs, 1.0), theirs.log_softmax(-1))
+        assert torch.allclose(mix(ours, theirs, 0.3).exp().sum(-1), torch.ones(5), atol=1e-6)
+    expected = 0.7 * ours.softmax(-1) + 0.3 * theirs.softmax(-1)
+    assert torch.allclose(mixture(ours, theirs, 0.3).exp(), expected, atol=1e-7)
+    assert torch.equal(guidance(ours, theirs, empty, 0.0), ours.log_softmax(-1))
+    assert torch.allclose(guidance(ours, theirs, empty, 2.0).exp().sum(-1), torch.ones(5), atol=1e-6)
+    barred = ours.index_fill(-1, torch.tensor([3]), -math.inf)
+    assert guidance(barred, barred, barred, 2.0)[:, 3].eq(-math.inf).all()
+
+
+def test_the_fitted_weight_is_never_worse_than_either_alone():
+    torch.manual_seed(0)
+    for shift in (-5.0, -1.0, 0.0, 1.0, 5.0):
+        ours, theirs = -torch.rand(200).mul(4), -torch.rand(200).mul(4) - shift
+        weight = fitted_weight(ours, theirs)
+
+        def loss(weight: float, ours: torch.Tensor = ours, theirs: torch.Tensor = theirs) -> float:
+            return -float(((1 - weight) * ours.double().exp() + weight * theirs.double().exp()).log().sum())
+
+        assert loss(weight) <= min(loss(0.0), loss(1.0)) + 1e-9
+        assert loss(weight) <= min(loss(share / 20) for share in range(21)) + 1e-6
+    assert fitted_weight(torch.tensor([-1.0]), torch.tensor([-2.0])) == 0.0
+    assert fitted_weight(torch.tensor([-2.0]), torch.tensor([-1.0])) == 1.0
+
+
+def test_at_the_ends_of_the_weight_each_model_writes_alone(source):
+    generator = Generator(source.model, source.tokenizer)
+    decoder = LatentDecoder(32, 4, source)
+    thought = ThoughtState.from_input("fox", 32, source)
+    settings = {"max_tokens": 60, "temperature": 0.7, "seed": 3}
+    alone = generator.complete(["Once"], Sampling(**settings))[0].text
+    for mode in ("mixture", "product", "guidance"):
+        assert Hybrid(generator, decoder, 0.0, mode).generate("Once", thought, **settings)[0] == alone
+    greedy = {"max_tokens": 20, "temperature": 0.0}
+    assert Hybrid(generator, decoder, 1.0).generate("Once", thought, **greedy) == decoder.generate(thought, **greedy)
+    half = Hybrid(generator, decoder, 0.5)
+    assert half.generate("Once", thought, **settings) == half.generate("Once", thought, **settings)
+
+
+def test_two_vocabularies_and_weights_without_meaning_are_refused(source):
+    other = Chars().build(["abc"], 3)[0]
+    generator = Generator(Decoder(source.model.config), other)
+    with pytest.raises(ConfigError, match="two vocabularies"):
+        Hybrid(generator, LatentDecoder(32, 4, source))
+    generator = Generator(source.model, source.tokenizer)
+    for weight, mode in [(-0.1, "mixture"), (1.1, "product"), (math.nan, "guidance"), (0.5, "sum")]:
+        with pytest.raises(ConfigError):
+            Hybrid(generator, LatentDecoder(32, 4, source), weight, mode)
+
+
+@pytest.mark.parametrize("kind", KINDS[:: len(KINDS) // 6], ids="-".join)
+def test_every_kind_of_model_can_say_thoughts(kind):
+    torch.manual_seed(0)
+    shape = small(*kind).model_copy(update={"vocab": 260, "context": 24})
+    source = SimpleNamespace(model=Decoder(shape).eval(), tokenizer=Bytes().build([], 0)[0])
+    decoder = LatentDecoder(16, 4, source)
+    text, confidence = decoder.generate(ThoughtState.from_input("fox", 16, source), max_tokens=5)
+    assert isinstance(text, str) and 0 < confidence <= 1

@@ -1,0 +1,47 @@
+"""Clean text, and texts that were seen before."""
+
+from __future__ import annotations
+
+import random
+
+from homespun.learn.dedup import bands, clean, content_key, signature, similarity, unreadable
+
+
+def words(count: int, seed: int) -> list[str]:
+    draw = random.Random(seed)
+    return ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randrange(2, 9))) for _ in range(count)]
+
+
+def test_clean_text_has_one_form() -> None:
+    assert clean("  e\u0301tude \r\n\r\n\r\n\r\nline\x00\x07 \t\nend\n\n") == "\u00e9tude\n\nline\nend"
+    assert clean(clean("a  b\n")) == clean("a  b\n") == "a  b"
+    assert clean("half \ud800 a pair") == "half ? a pair"
+    assert unreadable("ab\ufffd") and not unreadable("a" * 100 + "\ufffd")
+
+
+def test_white_space_makes_no_other_text() -> None:
+    assert content_key("a b\n c") == content_key("a  b c") != content_key("a bc")
+
+
+def test_texts_nearly_alike_are_found_and_others_are_not() -> None:
+    found = 0
+    for seed in range(20):
+        text = words(300, seed)
+        edited = [*text]
+        edited[100] = "edited"
+        one, near, far = (signature(" ".join(each)) for each in (text, edited, words(300, seed + 1000)))
+        assert similarity(one, near) > 0.85 and similarity(one, far) < 0.2
+        found += bool(set(bands(one)) & set(bands(near)))
+        assert not set(bands(one)) & set(bands(far))
+    assert found == 20
+
+
+def test_the_estimate_is_the_jaccard_similarity() -> None:
+    text = words(400, 3)
+    half = " ".join(text[:200]), " ".join(text[100:300])  # a third of all shingles in both
+    assert abs(similarity(signature(half[0]), signature(half[1])) - 1 / 3) < 0.15
+
+
+def test_short_and_empty_texts_have_signatures() -> None:
+    assert similarity(signature("a"), signature("a")) == 1
+    assert signature("").shape == signature("some longer text").shape

@@ -1,0 +1,219 @@
+"""Teaching by hand: what is taught is known, what was known stays, and everything can be undone."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from homespun.data.conversation import encode, render
+from homespun.data.grow import grow
+from homespun.data.vocabulary import Bytes, Chars
+from homespun.errors import CheckpointError, ConfigError, DataError
+from homespun.learn import keep
+from homespun.learn.lessons import pair_lesson, rows_of, text_lesson
+from homespun.learn.teach import Teacher, Teaching
+from homespun.model.decoder import Decoder
+from homespun.run import load, recipe, train
+from homespun.train.log import PlainConsole
+
+QUICK = Teaching(held_out_tokens=2048, replay_rows=4)
+PAIRS = [("What is 2+2?", "Four."), ("Who barks?", "A dog."), ("The sky?", "Blue.")]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of a tiny model on stories."""
+    folder = tmp_path_factory.mktemp("teach") / "run"
+    chosen = recipe(
+        "house-tiny", "model.width=32", "model.layers=1", "model.context=64", "tokenizer.kind=bytes",
+        "train.steps=40", "train.batch_tokens=1024", "train.precision=fp32", "train.compile=off",
+        "train.evaluate_tokens=2048",
+    )  # fmt: skip
+    train("stories:300", chosen, folder, console=PlainConsole(quiet=True))
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    import shutil
+
+    shutil.copytree(trained, tmp_path / "run")
+    return load(tmp_path / "run")
+
+
+def answer(run, question: str) -> str:
+    prompt = encode(render({"prompt": question, "completion": ""}), run.tokenizer)
+    return run.generator.generate(prompt, run.sampling.model_copy(update={"temperature": 0.0, "max_tokens": 20}))
+
+
+def test_pairs_that_were_taught_are_answered_and_the_old_text_stays(run):
+    teacher = keep.teacher_of(run, settings=QUICK)
+    found = [teacher.learn_qa(*pair) for pair in PAIRS]
+    assert [answer(run, question) for question, _ in PAIRS] == [reply for _, reply in PAIRS]
+    assert all(each.known == 1 and each.loss_after < 0.3 < each.loss_before for each in found)
+    assert found[-1].held_out_after < found[0].held_out_before * 1.02
+    assert found[1].held_out_before == found[0].held_out_after
+
+
+def test_without_replay_the_old_text_is_lost(run):
+    """That the other test can fail."""
+    before = keep.teacher_of(run, settings=QUICK.model_copy(update={"replay": 0}))
+    found = [before.learn_qa(*pair) for pair in PAIRS]
+    assert found[-1].held_out_after > found[0].held_out_before * 1.02
+
+
+def test_a_lesson_is_undone_to_the_bit_and_only_once(run):
+    teacher = keep.teacher_of(run, settings=QUICK)
+    weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    teacher.learn("A text to read. A text to read.")
+    assert any(not torch.equal(weights[name], tensor) for name, tensor in run.model.state_dict().items())
+    teacher.undo()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in run.model.state_dict().items())
+    assert teacher.lessons == ()
+    with pytest.raises(ConfigError, match="no lesson to undo"):
+        teacher.undo()
+
+
+def test_one_update_of_a_sequence_lowers_its_loss(run):
+    found = keep.teacher_of(run, settings=QUICK).train_on_sequence("The quick brown fox jumps over the lazy dog.")
+    assert found.steps == 1 and found.loss_after < found.loss_before
+
+
+def test_what_is_asked(run):
+    end = run.tokenizer.end
+    (pair,) = [rows_of([pair_lesson("ab", "c")], run.tokenizer, 64)]
+    assert pair.targets[pair.targets >= 0].tolist() == [*run.tokenizer.encode("c"), end]
+    text = rows_of([text_lesson("x" * 100)], run.tokenizer, 64)
+    assert text.lengths.tolist() == [64, 37] and text.tokens[0] == end
+    assert text.targets.tolist() == [*run.tokenizer.encode("x" * 100), end]
+    for lesson, words in [(text_lesson(""), "no text"), (pair_lesson("a", ""), "no answer"),
+                          (pair_lesson("a" * 50, "b" * 50), "the model reads 64")]:  # fmt: skip
+        with pytest.raises(DataError, match=words):
+            rows_of([lesson], run.tokenizer, 64)
+
+
+def test_it_is_kept_as_the_next_checkpoint_and_taken_back(run):
+    step, before = run.step, {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    saved = keep.teach(run, [pair_lesson(*PAIRS[0])], settings=QUICK)
+    again = load(run.folder)
+    assert saved.step == again.step == step + saved.taught.steps > step
+    assert answer(again, PAIRS[0][0]) == PAIRS[0][1]
+    later = keep.teach(
+        again, [pair_lesson(*PAIRS[1])], settings=QUICK
+    )  # beside the first, which the checkpoint remembers
+    again = load(run.folder)
+    assert [answer(again, question) for question, _ in PAIRS[:2]] == [reply for _, reply in PAIRS[:2]]
+    assert keep.undo(run.folder) == (later.step, saved.step)
+    assert keep.undo(run.folder) == (saved.step, step)
+    with pytest.raises(CheckpointError, match="not taught by hand"):
+        keep.undo(run.folder)
+    back = load(run.folder)
+    assert back.step == step
+    assert all(torch.equal(before[name], tensor) for name, tensor in back.model.state_dict().items())
+
+
+def test_it_is_kept_as_a_run_of_its_own(run, tmp_path):
+    from homespun.generate.template import template_of
+
+    before = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
+    saved = keep.teach(run, [pair_lesson(*PAIRS[0])], tmp_path / "new", settings=QUICK)
+    new = load(tmp_path / "new")
+    assert new.step == saved.step and answer(new, PAIRS[0][0]) == PAIRS[0][1] and template_of(new).conversational
+    assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == before
+    with pytest.raises(ConfigError, match="exists already"):
+        keep.teach(new, [pair_lesson(*PAIRS[1])], tmp_path / "new", settings=QUICK)
+
+
+def test_a_lesson_that_goes_wrong_changes_nothing(run):
+    weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    with pytest.raises(DataError):
+        keep.teach(run, [pair_lesson("a" * 100, "b")], settings=QUICK)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in run.model.state_dict().items())
+    assert load(run.folder).step == run.step
+
+
+def test_what_cannot_be_taught_in_place_is_refused(run):
+    with pytest.raises(ConfigError, match="holds an adapter"):
+        adapter = SimpleNamespace(tuned=SimpleNamespace(adapter=True))
+        keep.teach(SimpleNamespace(recipe=adapter, folder="runs/tuned"), [pair_lesson(*PAIRS[0])])
+    (run.folder / "environment.json").write_text(json.dumps({"data": ["gone.txt"]}), encoding="utf-8")
+    with pytest.raises(DataError, match="gone.txt") as error:
+        keep.teach(run, [pair_lesson(*PAIRS[0])])
+    assert "--replay" in error.value.hint
+
+
+def test_other_text_is_held_on_to_where_a_run_names_none(run, tmp_path):
+    (run.folder / "environment.json").unlink()
+    assert keep.teacher_of(run, settings=QUICK).train_on_sequence("One update.").drift is None
+    (tmp_path / "text.txt").write_text("A text to hold on to. " * 200, encoding="utf-8")
+    teacher = keep.teacher_of(run, settings=QUICK, replay=[str(tmp_path / "text.txt")])
+    assert teacher.train_on_sequence("One update.").drift is not None
+
+
+def test_the_command_line(run, tmp_path, capsys):
+    from homespun.cli.main import main
+
+    def typed(*words: str) -> dict:
+        with pytest.raises(SystemExit) as end:
+            main(["teach", str(run.folder), *words, "--json", "--quiet"])
+        out, err = capsys.readouterr()
+        return json.loads(out) if end.value.code == 0 else {"error": err}
+
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps({"prompt": "Who barks?", "completion": "A dog."}) + "\n", encoding="utf-8")
+    told = typed("What is 2+2?", "Four.", "--file", str(file), "teach.held_out_tokens=2048", "teach.replay_rows=4")
+    assert told["known"] == told["lessons"] == 2 and told["drift"] < 0.02 and told["step"] > run.step
+    assert typed("--undo") == {"folder": str(run.folder), "undone": told["step"], "step": run.step}
+    assert "has no answer" in typed("What is 2+2?")["error"]
+    assert "no lesson" in typed()["error"]
+    assert "teaches nothing" in typed("a", "b", "--undo")["error"]
+
+
+# -- a vocabulary that grows -------------------------------------------------------------------------------------------
+
+
+def test_a_vocabulary_grows_and_no_id_changes_its_meaning():
+    old = Bytes().build([], 0)[0]
+    grown = grow(old, "the cat and the cat", 300)
+    new = grown.tokenizer
+    assert 260 < new.vocab_size <= 300 and sorted(grown.parts) == list(range(260, new.vocab_size))
+    assert new.special == old.special and new.pieces()[:260] == old.pieces()
+    for text in ("the cat", "", "thé <|user|> cat\n\n  x", "\U0001f408 the cat"):
+        assert new.decode(new.encode(text)) == text
+    assert len(new.encode("the cat")) < 7
+    for token, (left, right) in grown.parts.items():
+        assert new.piece(token) == new.piece(left) + new.piece(right)
+    again = grow(new, "another dog, another dog", 400)
+    assert again.tokenizer.pieces()[: new.vocab_size] == new.pieces() and again.tokenizer.vocab_size > new.vocab_size
+    assert grow(old, "the cat and the cat", 262).tokenizer.vocab_size == 262
+    assert grow(old, "abc", 300).parts == {}
+
+
+def test_only_a_vocabulary_over_bytes_grows():
+    with pytest.raises(ConfigError, match="over bytes"):
+        grow(Chars().build(["abc"], 3)[0], "abab", 400)
+
+
+def test_a_new_token_starts_between_its_parts():
+    torch.manual_seed(0)
+    shape = recipe("alen-micro", "model.vocab=300").model
+    teacher = Teacher(Decoder(shape), Bytes().build([], 0)[0], settings=Teaching(passes=1), grows=True)
+    before = teacher.model.model.embed_tokens.weight.detach().clone()
+    found = teacher.learn("abab")
+    assert found.words == 1 and teacher.tokenizer.encode("abab") == [260, 260]
+    ids = Bytes().build([], 0)[0].encode("ab")
+    moved = (teacher.model.model.embed_tokens.weight[260] - before[ids].mean(0)).abs().max()
+    assert moved < 0.01  # but for one update
+    teacher.undo()
+    assert teacher.tokenizer.vocab_size == 260 and torch.equal(teacher.model.model.embed_tokens.weight, before)
+
+
+def test_dropout_is_off_in_lessons_and_the_mode_is_kept():
+    shape = recipe("alen-micro", "model.vocab=260", "model.dropout=0.5").model
+    teacher = Teacher(Decoder(shape).train(), Bytes().build([], 0)[0], settings=Teaching(passes=2))
+    first = teacher.learn("abc")
+    teacher.undo()
+    assert teacher.model.training and teacher.learn("abc").loss_after == first.loss_after
