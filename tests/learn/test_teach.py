@@ -172,6 +172,62 @@ def test_the_command_line(run, tmp_path, capsys):
     assert "teaches nothing" in typed("a", "b", "--undo")["error"]
 
 
+def test_of_two_answers_to_one_question_the_later_one_is_learnt(run):
+    teacher = keep.teacher_of(run, settings=QUICK)
+    first = teacher.learn_qa("Who barks?", "A dog.")
+    teacher.learn_qa("The sky?", "Blue.")
+    second = teacher.learn_qa("Who barks?", "A seal.")
+    assert (first.replaced, second.replaced, second.known) == (0, 1, 1)
+    assert second.steps < QUICK.steps  # both together would never be sure
+    assert [answer(run, question) for question in ("Who barks?", "The sky?")] == ["A seal.", "Blue."]
+    assert [lesson["completion"] for lesson in teacher.lessons] == ["Blue.", "A seal."]
+    again = teacher.teach([pair_lesson("Who barks?", "A dog."), pair_lesson("Who barks?", "A seal.")], steps=1)
+    assert (again.lessons, again.replaced) == (1, 1)
+
+
+def test_the_same_text_is_not_repeated_twice_and_one_sequence_not_at_all(run):
+    teacher = keep.teacher_of(run, settings=QUICK.model_copy(update={"passes": 1}))
+    assert [teacher.learn(text).replaced for text in ("One text.", "Another.", "One text.")] == [0, 0, 0]
+    teacher.train_on_sequence("A third.")
+    assert [lesson["text"] for lesson in teacher.lessons] == ["Another.", "One text."]
+
+
+def test_who_has_learnt_texts_alone_is_not_talked_to(run, tmp_path):
+    from homespun.generate.template import template_of
+
+    quick = QUICK.model_copy(update={"passes": 1})
+    keep.teach(run, [text_lesson("One text.")], settings=quick)
+    assert not template_of(load(run.folder)).conversational
+    keep.teach(load(run.folder), [pair_lesson("Who barks?", "A dog.")], settings=quick)
+    assert template_of(load(run.folder)).conversational
+    keep.undo(run.folder)
+    assert not template_of(load(run.folder)).conversational
+
+
+def test_undoing_says_what_is_missing(run):
+    quick = QUICK.model_copy(update={"passes": 1})
+    for text in ("One.", "Two."):
+        first, run = run.step, load(keep.teach(run, [text_lesson(text)], settings=quick).folder)
+    import shutil
+
+    shutil.rmtree(run.folder / "checkpoints" / f"step-{first:08d}")
+    with pytest.raises(CheckpointError, match=f"Step {first} .* is gone"):
+        keep.undo(run.folder)
+
+
+def test_another_process_at_work_is_told_and_nothing_changes(run):
+    """`claim` is of the process, so that another one has to ask."""
+    import fcntl
+
+    lock = (run.folder / "checkpoints" / ".lock").open("ab")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    for act in (lambda: keep.teach(run, [pair_lesson(*PAIRS[0])], settings=QUICK), lambda: keep.undo(run.folder)):
+        with pytest.raises(CheckpointError, match="Another process"):
+            act()
+    lock.close()
+    assert load(run.folder).step == run.step
+
+
 # -- a vocabulary that grows -------------------------------------------------------------------------------------------
 
 

@@ -129,6 +129,8 @@ def _tell(saved: Saved, run: Path) -> None:
         f"{taught.steps} updates: the lesson's loss fell from {taught.loss_before:.3f} to {taught.loss_after:.3f}; "
         f"{taught.known} of {taught.lessons} are known for certain."
     )
+    if taught.replaced:
+        typer.echo(f"{taught.replaced} earlier of two answers to one question is not repeated: the later one is learnt.")
     if taught.drift is not None:
         typer.echo(
             f"Text it has not seen: {taught.held_out_before:.4f} bits per byte before, {taught.held_out_after:.4f} "

@@ -14,7 +14,7 @@ from typing import Any
 from homespun import config
 from homespun.data.material import Material
 from homespun.errors import CheckpointError, ConfigError
-from homespun.learn.lessons import Lesson, own_material
+from homespun.learn.lessons import Lesson, has_answers, own_material
 from homespun.learn.lessons import material_of as read_material
 from homespun.learn.teach import Taught, Teacher, Teaching
 from homespun.learn.tune import Base
@@ -75,7 +75,7 @@ def teach(
         others = checkpoints.read(place)[0]
         checkpoints.save(step, others | files, now)
         checkpoints.prune(max(2, run.recipe.train.keep), (run.step,))
-        note_environment(run.folder, taught=True)
+        note_environment(run.folder, taught=has_answers(teacher.lessons))
         return Saved(run.folder, step, taught)
     _new_run(run, Path(out), step, files | _optimizer(place), now)
     return Saved(Path(out), step, taught)
@@ -91,13 +91,17 @@ def undo(folder: str | Path) -> tuple[int, int]:
     newest = checkpoints.newest_good(lambda note: None)
     state = checkpoints.read(newest, only=())[1] if newest is not None else {}
     before = state.get("taught", {}).get("from")
-    if newest is None or before not in checkpoints.steps():
+    if newest is None or before is None:
         raise CheckpointError(f"The newest checkpoint in {folder} was not taught by hand", "There is nothing to undo.")
+    if before not in checkpoints.steps():
+        raise CheckpointError(
+            f"Step {before} of {folder}, which the lesson began with, is gone", "Raise train.keep to keep more of them."
+        )
     former = checkpoints.find(str(before), lambda note: None)
     replace(checkpoints.folder / "last", f"{former.name}\n".encode())
     discard(newest)
-    left = checkpoints.read(former, only=())[1].get(LESSONS)
-    note_environment(Path(folder), taught=bool(left))
+    left = checkpoints.read(former, only=())[1].get(LESSONS, ())
+    note_environment(Path(folder), taught=has_answers(left))
     return state["progress"]["step"], before
 
 
@@ -139,7 +143,7 @@ def _new_run(run: Base, out: Path, step: int, files: dict[str, Any], state: dict
         for name in ("tokenizer.json", "environment.json", "imported.json", "metrics.jsonl"):
             if (run.folder / name).is_file():
                 shutil.copyfile(run.folder / name, unfinished / name)
-        note_environment(unfinished, taught=True)
+        note_environment(unfinished, taught=has_answers(state[LESSONS]))
         checkpoints = Checkpoints(unfinished / "checkpoints")
         checkpoints.save(step, files, state)
         release(checkpoints.folder)

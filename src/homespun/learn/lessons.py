@@ -41,6 +41,28 @@ def is_text(lesson: Lesson) -> bool:
     return lesson.get("messages") is None and lesson.get("text") is not None
 
 
+def has_answers(lessons: Sequence[Lesson]) -> bool:
+    """Whether any of them is a question with its answer: who learnt one can be talked to."""
+    return not all(map(is_text, lessons))
+
+
+def latest(lessons: Sequence[Lesson]) -> tuple[Lesson, ...]:
+    """Of lessons that ask the same the last one: two answers to one question cannot both be learnt."""
+    return tuple({_asks(lesson): lesson for lesson in lessons}.values())
+
+
+def beside(lessons: Sequence[Lesson], others: Sequence[Lesson]) -> tuple[Lesson, ...]:
+    """Those of `others` that ask nothing that `lessons` ask."""
+    asked = {_asks(lesson) for lesson in lessons}
+    return tuple(lesson for lesson in others if _asks(lesson) not in asked)
+
+
+def _asks(lesson: Lesson) -> tuple[Any, ...]:
+    """All of a text; of a conversation what stands before its last answer."""
+    pieces = render(lesson)
+    return tuple(pieces if is_text(lesson) else pieces[:-1])
+
+
 def rows_of(lessons: Sequence[Lesson], tokenizer: Tokenizer, context: int) -> Rows:
     """What is read and what is asked: a row for each conversation, for a text as many as its windows.
 

@@ -25,7 +25,7 @@ from homespun.data.material import Material
 from homespun.data.tokenizer import Tokenizer
 from homespun.errors import ConfigError, TrainingError
 from homespun.learn.conversations import Rows
-from homespun.learn.lessons import Lesson, is_text, pair_lesson, rows_of, text_lesson
+from homespun.learn.lessons import Lesson, beside, is_text, latest, pair_lesson, rows_of, text_lesson
 from homespun.model.decoder import Decoder
 from homespun.objectives import NextToken
 from homespun.objectives.metrics import bits_per_byte
@@ -71,6 +71,8 @@ class Taught:
     held_out_after: float | None = None
     words: int = 0
     """Tokens that the vocabulary grew by."""
+    replaced: int = 0
+    """Other answers to the same questions, given before these, that are repeated no longer."""
 
     @property
     def drift(self) -> float | None:
@@ -124,17 +126,20 @@ class Teacher:
     def teach(self, lessons: Sequence[Lesson], steps: int | None = None) -> Taught:
         """Learns lessons together; with `steps`, in so many updates, and without keeping them for replay.
 
-        Raises `DataError` for a lesson that cannot be learnt, and `TrainingError` where numbers are no longer finite;
+        Of two answers to one question the later one is learnt, and the earlier one is repeated no longer. Raises `DataError` for a lesson that cannot be learnt, and `TrainingError` where numbers are no longer finite;
         then the model is as it was.
         """
         context = self.model.config.context
         if not lessons:
             raise ConfigError("There is nothing to learn", "Give a text, or a question with its answer.")
         rows_of(lessons, self.tokenizer, context)  # before anything changes
+        given, lessons = lessons, latest(lessons)
+        earlier = beside(lessons, self.lessons)
+        replaced = sum(old not in lessons and old not in earlier for old in (*self.lessons, *given))
         held_out = self._measure()
         self._snapshot(held_out)
         words = self._grow(lessons) if self.grows and steps is None else 0
-        rows, former = (rows_of(each, self.tokenizer, context) for each in (lessons, self.lessons))
+        rows, former = (rows_of(each, self.tokenizer, context) for each in (lessons, earlier))
         training = self.model.training
         self.model.eval()  # without dropout: a lesson is seen a few times only
         before, _ = self._loss(rows)
@@ -145,11 +150,11 @@ class Teacher:
             self.undo()
             raise TrainingError("The lesson made the weights useless", "Lower the learning rate.")
         if steps is None:
-            self.lessons += tuple(lessons)
+            self.lessons = (*earlier, *lessons)
         self._held_out = None
         if len(sure) != len(lessons):  # windows of texts: known where all are
             sure = [all(sure)] * len(lessons)
-        return Taught(len(lessons), sum(sure), done, before, after, held_out, self._measure(), words)
+        return Taught(len(lessons), sum(sure), done, before, after, held_out, self._measure(), words, replaced)
 
     def undo(self) -> None:
         """Makes the last lesson undone. Raises `ConfigError` where there was none, or it is undone already."""
