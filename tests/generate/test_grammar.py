@@ -256,3 +256,13 @@ def test_an_expression_that_repeats_too_often_is_refused(expression: str) -> Non
     with pytest.raises(ConfigError, match="repeats something"):
         constraint(BYTES, Sampling(regex=expression))
     assert constraint(BYTES, Sampling(regex="[{]{2000}x*")) is not None
+    text = {"type": "string", "pattern": expression}
+    schemas: list[dict[str, Any]] = [
+        text, {"type": "array", "items": text}, {"anyOf": [{"type": "null"}, {"properties": {"pattern": text}}]},
+        {"type": "object", "patternProperties": {expression: {}}},
+    ]  # fmt: skip
+    for schema in schemas:
+        with pytest.raises(ConfigError, match="json_schema repeats something"):
+            constraint(BYTES, Sampling(json_schema=schema))
+    named = {"type": "object", "properties": {"pattern": {"type": "string", "pattern": "^a{2000}$"}}}
+    assert constraint(BYTES, Sampling(json_schema=named)) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -32,11 +33,13 @@ def constraint(tokenizer: Tokenizer, sampling: Sampling, vocab: int | None = Non
     """
     if sampling.regex is not None:
         refuse_surrogates([sampling.regex])
-        _refuse_repeats(sampling.regex)
+        _refuse_repeats("regex", sampling.regex)
         start = _start(tokenizer, "regex", f"start: /{_library().regex_to_lark(sampling.regex, 'd')}/")
     elif sampling.json_schema is not None:
         schema = json.dumps(sampling.json_schema or {"type": "object"}, ensure_ascii=False)
         refuse_surrogates([schema])
+        for pattern in _patterns(sampling.json_schema):
+            _refuse_repeats("json_schema", pattern)
         start = _start(tokenizer, "json_schema", _library().LLMatcher.grammar_from_json_schema(schema, JSON_STYLE))
     else:
         return None
@@ -129,11 +132,23 @@ class _Table:
         return ids
 
 
-def _refuse_repeats(expression: str) -> None:
+def _patterns(schema: Any) -> Iterator[str]:
+    """The regular expressions in a schema."""
+    inside = [schema]
+    while inside:
+        part = inside.pop()
+        if isinstance(part, dict):
+            yield from (each for each in (part.get("pattern"),) if isinstance(each, str))
+            named = part.get("patternProperties")
+            yield from named if isinstance(named, dict) else ()
+        inside += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+
+
+def _refuse_repeats(name: str, expression: str) -> None:
     counts = [int(digits[-9:]) for digits in re.findall(r"[{,]\s*([0-9]+)\s*(?=[},])", expression)]
     if max(counts, default=0) > REPEATS:
         raise ConfigError(
-            f"regex repeats something {max(counts):,} times",
+            f"{name} repeats something {max(counts):,} times",
             f"At most {REPEATS:,} are possible; * and + have no limit.",
         )
 
