@@ -59,12 +59,13 @@ def test_every_command_and_example_works(
     finally:
         if server is not None:
             server.end()
-    assert asked == 7
+    assert asked == 8
 
 
 def test_the_limits_are_those_of_the_guide_and_of_the_command() -> None:
     names = {"body": "--body-limit", "prompt_tokens": "--max-prompt-tokens", "tokens": "--max-tokens",
-             "texts": "--max-texts", "rows": "--max-rows", "queue": "--queue", "connections": "--connections",
+             "texts": "--max-texts", "inputs": "--max-inputs", "input_tokens": "--max-input-tokens",
+             "rows": "--max-rows", "queue": "--queue", "connections": "--connections",
              "seconds": "--timeout", "patience": "--client-timeout", "grace": "--grace"}  # fmt: skip
     said = dict(re.findall(r"^\| `(--[\w-]+)` \| (\d+) \|", GUIDE, re.MULTILINE))
     limits = Limits()

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from homespun.serve.errors import Refusal, to_json
-from homespun.serve.schema import DEPTH, ChatRequest, CompletionRequest, InspectRequest, Wire, read
+from homespun.serve.reading import DEPTH, read
+from homespun.serve.schema import ChatRequest, CompletionRequest, InspectRequest, Wire
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

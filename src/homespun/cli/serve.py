@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +13,7 @@ import typer
 
 from homespun.cli.generate import Checkpoint, Weights
 from homespun.cli.options import argument, option
-from homespun.errors import MissingExtraError
+from homespun.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from homespun.serve.served import Runs
@@ -25,6 +27,8 @@ Queue = Annotated[int | None, option("--queue", "N", "Texts that may wait: 256."
 MaxPrompt = Annotated[int | None, option("--max-prompt-tokens", "N", "Tokens in the prompts of a request: 8192.")]
 MaxTokens = Annotated[int | None, option("--max-tokens", "N", "Tokens of a text: 4096.")]
 MaxTexts = Annotated[int | None, option("--max-texts", "N", "Texts of a request: 32.")]
+MaxInputs = Annotated[int | None, option("--max-inputs", "N", "Texts of a request for vectors: 2048.")]
+MaxInput = Annotated[int | None, option("--max-input-tokens", "N", "Tokens in the texts of such a request: 65536.")]
 Timeout = Annotated[float | None, option("--timeout", "S", "Seconds for a request: 300.")]
 Patience = Annotated[float | None, option("--client-timeout", "S", "Seconds for a client to send or to take: 20.")]
 Grace = Annotated[float | None, option("--grace", "S", "Seconds in which texts may end after a signal: 5.")]
@@ -45,6 +49,8 @@ def serve(
     max_prompt_tokens: MaxPrompt = None,
     max_tokens: MaxTokens = None,
     max_texts: MaxTexts = None,
+    max_inputs: MaxInputs = None,
+    max_input_tokens: MaxInput = None,
     timeout: Timeout = None,
     client_timeout: Patience = None,
     grace: Grace = None,
@@ -69,9 +75,10 @@ def serve(
     from homespun.serve.served import open_runs
 
     given = {"rows": max_rows, "queue": queue, "prompt_tokens": max_prompt_tokens, "tokens": max_tokens,
-             "texts": max_texts, "seconds": timeout, "patience": client_timeout, "grace": grace, "body": body_limit,
-             "connections": connections}  # fmt: skip
-    limits = config.parse(Limits, {name: value for name, value in given.items() if value is not None}, "the limits")
+             "texts": max_texts, "inputs": max_inputs, "input_tokens": max_input_tokens, "seconds": timeout,
+             "patience": client_timeout, "grace": grace, "body": body_limit, "connections": connections}  # fmt: skip
+    with _named_as_given():
+        limits = config.parse(Limits, {name: value for name, value in given.items() if value is not None}, "the limits")
     key = read_key(api_key_file) if api_key_file is not None else None
     check_host(host, key)
     opened = open_runs(runs, checkpoint, weights, limits)
@@ -82,6 +89,23 @@ def serve(
 
     code = listen(opened, host, port, limits, key, name or (), ready, lambda sentence: typer.echo(sentence, err=True))
     raise typer.Exit(code)
+
+
+OPTIONS = {"rows": "max-rows", "prompt_tokens": "max-prompt-tokens", "tokens": "max-tokens", "texts": "max-texts",
+           "inputs": "max-inputs", "input_tokens": "max-input-tokens", "seconds": "timeout",
+           "patience": "client-timeout", "body": "body-limit"}  # fmt: skip
+"""How the limits are called on the command line, where that differs."""
+
+
+@contextmanager
+def _named_as_given() -> Iterator[None]:
+    """A limit that is impossible is named as it was written."""
+    try:
+        yield
+    except ConfigError as error:
+        name = error.problem.split()[0]
+        option = f"--{OPTIONS.get(name, name)}"
+        raise ConfigError(error.problem.replace(name, option, 1), f"Change {option} and try again.") from None
 
 
 def _tell_notes(runs: Runs) -> None:

@@ -14,12 +14,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from homespun.errors import HomespunError
+from homespun.serve.embedding import ids_of, read_parts, told
 from homespun.serve.errors import Refusal, refusal_of
 from homespun.serve.guard import Guard
 from homespun.serve.house import House, json_response, refused
 from homespun.serve.inspecting import inspect, tokens_of
 from homespun.serve.pages import Pages
-from homespun.serve.schema import InspectRequest, read
+from homespun.serve.reading import read
+from homespun.serve.schema import EmbeddingsRequest, InspectRequest
 from homespun.serve.served import Served
 from homespun.serve.watching import FILES, byte_of, overview, rows_after
 from homespun.serve.writing import Writers
@@ -88,7 +90,13 @@ class Looks:
 
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings."""
-        raise Refusal(501, "This server makes no embeddings yet", "not_implemented")
+        asked = await self._house.beside(read, EmbeddingsRequest, await self._house.body(request))
+        scheduler = self._house.runs.model(asked.model).scheduler
+        texts = await self._house.beside(ids_of, asked, scheduler.generator, self._house.limits)
+        parts = scheduler.each(read_parts(scheduler.generator.model, texts))
+        found = await self._house.bounded(parts, request.receive)
+        scheduler.figures.embedded_tokens += sum(map(len, texts))
+        return await self._house.beside(lambda: json_response(told(asked, texts, found)))
 
     async def inspect(self, request: Request) -> Response:
         """POST /v1/inspect."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from homespun.errors import CheckpointError, HomespunError, MissingExtraError
@@ -12,6 +13,7 @@ from homespun.serve.scheduler import Busy, Failed
 RETRY = {"Retry-After": "1"}
 NO_RETRY = {"X-Should-Retry": "false"}  # OpenAI's clients would repeat what took too long already
 
+_FIELDS = {"logit_bias": "logit_bias", "regex": "regex", "json_schema": "response_format"}
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -51,6 +53,19 @@ def refusal_of(error: HomespunError | Refusal) -> Refusal:
     if isinstance(error, MissingExtraError):
         return Refusal(501, str(error), "not_implemented", headers=NO_RETRY)
     return Refusal(400, str(error), "invalid_value")
+
+
+@contextmanager
+def about(field: str) -> Iterator[None]:
+    """A mistake that is found inside is one in this field of a request, or in that with whose name its sentence begins.
+    """
+    try:
+        yield
+    except HomespunError as error:
+        refusal = refusal_of(error)
+        if refusal.status == 400:
+            refusal.param = _FIELDS.get(error.problem.partition(" ")[0], field)
+        raise refusal from None
 
 
 def to_json(value: Any) -> bytes:

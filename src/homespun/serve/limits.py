@@ -15,7 +15,8 @@ class Limits(Config):
     """What the server never goes beyond.
 
     `body`: bytes of a request's body. `prompt_tokens`: of all prompts of a request. `tokens`: the most that one text
-    may be asked to have. `texts`: of one request, `n` times its prompts. `rows`: texts that a model writes at a time;
+    may be asked to have. `texts`: of one request, `n` times its prompts. `inputs`: texts of a request for vectors;
+    `input_tokens`: of all of them. `rows`: texts that a model writes at a time;
     `queue`: texts that wait beside them. `connections`: open at a time. `seconds`: for the answer to one request.
     `patience`: seconds in which a client has to send its request, and to take what was sent to it. `grace`: seconds in
     which answers may be finished after the server was told to stop.
@@ -25,6 +26,8 @@ class Limits(Config):
     prompt_tokens: Count = 8192
     tokens: Count = 4096
     texts: Annotated[Count, Field(le=1024)] = 32
+    inputs: Annotated[Count, Field(le=2**16)] = 2048
+    input_tokens: Count = 2**16
     rows: Annotated[Count, Field(le=4096)] = 32
     queue: Annotated[int, Field(ge=0, le=2**20)] = 256
     connections: Annotated[Count, Field(le=2**16)] = 256

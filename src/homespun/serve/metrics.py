@@ -22,6 +22,7 @@ OF_MODELS = {
     "finished": ("counter", "Texts that came to their end."),
     "cancelled": ("counter", "Texts that were given up before their end."),
     "prompt_tokens": ("counter", "Tokens of prompts."),
+    "embedded_tokens": ("counter", "Tokens of texts that became vectors."),
     "written_tokens": ("counter", "Tokens that were written."),
 }
 

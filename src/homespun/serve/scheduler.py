@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -45,7 +47,7 @@ class Figures:
     """What a scheduler does and has done, in texts and tokens.
 
     `running`: texts that are read or written. `waiting`: texts that wait for a row. `cancelled`: texts that were given
-    up before their end.
+    up before their end. `embedded_tokens`: of texts that became vectors.
     """
 
     running: int = 0
@@ -53,6 +55,7 @@ class Figures:
     finished: int = 0
     cancelled: int = 0
     prompt_tokens: int = 0
+    embedded_tokens: int = 0
     written_tokens: int = 0
 
 
@@ -70,7 +73,8 @@ class Scheduler:
         self._waiting: deque[tuple[Row, Ticket]] = deque()
         self._running: dict[Row, Ticket] = {}
         self._left: list[Row] = []  # texts that nobody waits for any more
-        self._jobs: list[Job] = []
+        self._jobs: deque[Job] = deque()
+        self._callers = 0  # whose jobs are not all done
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="homespun-writer", daemon=True)
 
@@ -101,7 +105,35 @@ class Scheduler:
         return Ticket(self, rows)
 
     async def call(self, function: Callable[[Generator], T]) -> T:
-        """Runs a function in the writing thread, between two tokens. Raises what it raises, and `Busy` at the end."""
+        """Runs a function in the writing thread, between two tokens.
+
+        Raises what it raises, and `Busy` at the end, or where too many calls wait already.
+        """
+        with self._calling():
+            return await self._run(function)
+
+    async def each(self, steps: Iterator[T]) -> list[T]:
+        """What an iterator gives that works in the writing thread: a step of it between two tokens, in turn with the
+        calls of others. Raises as `call` does."""
+        found: list[T] = []
+        with self._calling():
+            while more := await self._run(lambda _: [*islice(steps, 1)]):
+                found += more
+        return found
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        with self._changed:
+            if self._callers > self.queue:
+                raise Busy(f"{self._callers} calls are waiting, which is all there is room for", "Ask again soon.")
+            self._callers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._callers -= 1
+
+    async def _run(self, function: Callable[[Generator], T]) -> T:
         future: Future[T] = Future()
         with self._changed:
             if self._closing:
@@ -131,9 +163,8 @@ class Scheduler:
 
     def _work(self) -> None:
         batch = self.generator.new_batch(PART)
-        while (jobs := self._prepare(batch)) is not None:
-            for function, future in jobs:
-                _answer(function, future, self.generator)
+        while self._prepare(batch):
+            self._answer()
             try:
                 written = batch.step()
             except Exception as error:
@@ -144,12 +175,12 @@ class Scheduler:
             if not batch.busy:
                 batch = self.generator.new_batch(PART)  # nothing is kept for nobody
 
-    def _prepare(self, batch: Batch) -> list[Job] | None:
-        """Waits until there is something to do, and lets texts leave and join; none when the end has come."""
+    def _prepare(self, batch: Batch) -> bool:
+        """Waits until there is something to do, and lets texts leave and join; false when the end has come."""
         with self._changed:
             while not (self._waiting or self._running or self._jobs):
                 if self._closing:
-                    return None
+                    return False
                 self._left = []
                 self._changed.wait()
             self._let_leave(batch)
@@ -158,8 +189,20 @@ class Scheduler:
                 self._running[row] = ticket
                 batch.add(row)
             self._count()
-            jobs, self._jobs = self._jobs, []
-            return jobs
+            return True
+
+    def _answer(self) -> None:
+        """Does one job: the texts that are written wait for no more of them."""
+        with self._changed:
+            if not self._jobs:
+                return
+            function, future = self._jobs.popleft()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(function(self.generator))
+        except Exception as error:  # its caller, in another thread, meets it
+            future.set_exception(error)
 
     def _let_leave(self, batch: Batch) -> None:
         gone, self._left = {row for row in self._left if not row.done}, []
@@ -258,12 +301,3 @@ def _push(news: list[tuple[Ticket, list[Token | HomespunError]]]) -> None:
 
 def _ending() -> Busy:
     return Busy("The server is ending", "Ask again when it is back.")
-
-
-def _answer(function: Callable[[Generator], T], future: Future[T], generator: Generator) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(function(generator))
-    except Exception as error:  # its caller, in another thread, meets it
-        future.set_exception(error)

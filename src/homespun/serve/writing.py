@@ -10,10 +10,11 @@ from starlette.responses import Response
 from homespun import config
 from homespun.generate.sampling import Sampling
 from homespun.serve.answer import Answer, Events
-from homespun.serve.errors import Refusal
+from homespun.serve.errors import Refusal, about
 from homespun.serve.house import House, json_response
 from homespun.serve.limits import Limits
-from homespun.serve.schema import ChatRequest, CompletionRequest, Writing, read
+from homespun.serve.reading import read
+from homespun.serve.schema import ChatRequest, CompletionRequest, Writing
 from homespun.serve.served import Served
 from homespun.serve.shapes import Chat, Completions, Shape
 
@@ -45,9 +46,10 @@ class Writers:
         served = self._house.runs.model(asked.model)
         generator = served.scheduler.generator
         tokenizer = generator.tokenizer
-        prompts = [
-            generator.begin + tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in asked.prompt
-        ]
+        with about("prompt"):
+            prompts = [
+                generator.begin + tokenizer.encode(each) if isinstance(each, str) else each for each in asked.prompt
+            ]
         before = [""] * len(prompts)
         if asked.echo:
             before = [p if isinstance(p, str) else tokenizer.decode(p, special=True) for p in asked.prompt]
@@ -60,7 +62,8 @@ class Writers:
         served = self._house.runs.model(asked.model)
         template = served.template
         assert template is not None  # a model has one
-        prompt = template.prompt([message.model_dump() for message in asked.messages])
+        with about("messages"):
+            prompt = template.prompt([message.model_dump() for message in asked.messages])
         tokens = asked.max_completion_tokens or asked.max_tokens or self._limits.tokens
         sampling = sampling_of(asked, tokens, template.stops)
         shape = Chat(served.scheduler.generator.tokenizer, bool(asked.logprobs))
@@ -72,7 +75,8 @@ class Writers:
     ) -> Answer:  # fmt: skip
         scheduler = served.scheduler
         refuse_beyond(self._limits, scheduler.rows + scheduler.queue, asked, prompts, sampling)
-        ticket = scheduler.open(prompts, sampling, asked.n or 1, alternatives)
+        with about("messages" if isinstance(asked, ChatRequest) else "prompt"):
+            ticket = scheduler.open(prompts, sampling, asked.n or 1, alternatives)
         return Answer(asked, ticket, shape, served.fingerprint)
 
 
@@ -110,4 +114,5 @@ def sampling_of(asked: Writing, tokens: int, stops: Sequence[str] = ()) -> Sampl
         "stop": [*(asked.stop or ()), *stops],
         "seed": asked.seed % 2**63 if asked.seed is not None else None,
     }
-    return config.parse(Sampling, {name: value for name, value in given.items() if value is not None}, "the request")
+    with about("response_format"):  # all else was checked; only this may be one too many
+        return config.parse(Sampling, {name: each for name, each in given.items() if each is not None}, "the request")
