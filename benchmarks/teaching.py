@@ -115,9 +115,9 @@ def measured(place: Path, way: str, pairs: list[tuple[str, str]], settings: Teac
 
 def line(row: dict[str, Any]) -> str:
     """A row of the table."""
-    drift = row["after"] / row["before"] - 1
+    drift = f"{row['before']:.4f} -> {row['after']:.4f} ({row['after'] / row['before'] - 1:+.2%})"
     return (
-        f"| {row['taught']} | {row['right']} of {row['of']} | {row['before']:.4f} -> {row['after']:.4f} ({drift:+.2%}) | "
+        f"| {row['taught']} | {row['right']} of {row['of']} | {drift} | "
         f"{row['updates']}, {row['most']} in the longest lesson | {row['seconds']:.0f} "
         f"({row['processor_seconds']:.0f} of the processor) |"
     )

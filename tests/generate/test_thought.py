@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -13,13 +14,25 @@ from homespun.data.corpus import prepare
 from homespun.data.mixture import DataConfig
 from homespun.data.vocabulary import Bytes, Chars
 from homespun.errors import CheckpointError, ConfigError, DataError
+from homespun.generate.calibration import Calibration, calibrated, calibration_error
 from homespun.generate.engine import Generator
-from homespun.generate.hybrid import Hybrid, fitted_weight, guidance, mixture, product
+from homespun.generate.hybrid import (
+    Following,
+    Gate,
+    Hybrid,
+    entropy,
+    fitted_gate,
+    fitted_weight,
+    guidance,
+    mixture,
+    product,
+)
 from homespun.generate.sampling import Sampling
 from homespun.generate.thought import LatentDecoder, ThoughtState, thoughts
 from homespun.learn.thoughts import Thinking, draw, learn_thoughts, vectors_of
 from homespun.model.decoder import Decoder
-from homespun.model.prefixed import PREFIX, turn
+from homespun.model.prefixed import PREFIX, PrefixedDecoder, turn
+from homespun.train.tensors import load_tensors, save_tensors
 from tests.kinds import KINDS, small
 
 
@@ -90,11 +103,64 @@ def test_a_thought_is_saved_and_read(source, tmp_path):
             ThoughtState.load(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    "tensors, facts",
+    [
+        ({"other": torch.ones(4)}, {}),
+        ({"vector": torch.ones(2, 2)}, {}),
+        ({"vector": torch.ones(0)}, {}),
+        ({"vector": torch.ones(4, dtype=torch.int64)}, {}),
+        ({"vector": torch.full((4,), math.nan)}, {}),
+        ({"vector": torch.full((4,), 1e30)}, {}),
+        ({"vector": torch.zeros(4)}, {}),
+        ({"vector": torch.ones(4)}, {"tokens": "\u00b2"}),
+        ({"vector": torch.ones(4)}, {"tokens": "9" * 5000}),
+    ],
+)
+def test_what_is_no_thought_is_refused(tensors, facts, tmp_path):
+    save_tensors(tmp_path / "odd", tensors, {"model": "", "tokens": "3", **facts})
+    with pytest.raises(CheckpointError):
+        ThoughtState.load(tmp_path / "odd")
+
+
+@pytest.mark.parametrize("odd", ["layers", "width", "vocab", "nan", "shape", "calibration", "tokenizer", "scalar"])
+def test_what_is_no_decoder_is_refused(source, tmp_path, odd):
+    decoder = LatentDecoder(32, 4, source)
+    decoder.save(tmp_path / "good")
+    tensors, facts = load_tensors(tmp_path / "good")
+    shape = json.loads(facts["shape"])
+    if odd in ("layers", "width", "vocab"):
+        facts["shape"] = json.dumps(shape | {odd: {"layers": 10**6, "width": 2**16, "vocab": 100}[odd]})
+    elif odd == "nan":
+        tensors["decoder.model.norm.weight"][3] = math.nan
+    elif odd == "scalar":
+        tensors["codebook"] = torch.tensor(1.0)
+    elif odd == "shape":
+        tensors["codebook"] = tensors["codebook"][:, :9].clone()
+    else:
+        facts[odd] = "[1, null]"
+    save_tensors(tmp_path / "bad", tensors, facts)
+    with pytest.raises(CheckpointError, match="no decoder"):
+        LatentDecoder.load(tmp_path / "bad")
+
+
 # -- what is said of it ------------------------------------------------------------------------------------------------
 
 
 def test_the_turn_keeps_lengths():
     assert torch.allclose(turn(12, 20) @ turn(12, 20).T, torch.eye(12), atol=1e-5)
+
+
+def test_a_decoder_sees_how_a_thought_differs_from_others():
+    torch.manual_seed(0)
+    network = PrefixedDecoder(6, 4, small("gqa", "swiglu", "rms", "rotary").model_copy(update={"vocab": 20}))
+    vectors = torch.randn(4000, 3) @ torch.diag(torch.tensor([5.0, 1.0, 0.5])) @ torch.randn(3, 6) + 7
+    network.fit(vectors)
+    seen = (vectors - network.mean) @ network.spread
+    assert torch.allclose(seen.mean(0), torch.zeros(6), atol=1e-3)
+    spectrum = torch.linalg.eigvalsh(seen.T.cov())
+    assert spectrum[:3].abs().max() < 1e-3 and spectrum[3:].min() > 0.8  # three of six directions hold anything
+    assert not torch.equal(network.prefix(vectors[:1]), network.prefix(vectors[:1], torch.ones(6)))
 
 
 def test_step_by_step_is_the_same_as_at_once(source):
@@ -129,9 +195,37 @@ def test_a_decoder_is_saved_and_read(source, tmp_path):
     thought = ThoughtState.from_input("fox", 32, source)
     decoder.save(tmp_path / "decoder.safetensors")
     assert LatentDecoder.load(tmp_path / "decoder.safetensors").generate(thought) == decoder.generate(thought)
+    decoder.calibration = Calibration(2.0, -1.0)
+    decoder.save(tmp_path / "decoder.safetensors")
+    assert LatentDecoder.load(tmp_path / "decoder.safetensors").generate(thought) == decoder.generate(thought)
     thought.save(tmp_path / "fox.safetensors")
     with pytest.raises(CheckpointError, match="no decoder"):
         LatentDecoder.load(tmp_path / "fox.safetensors")
+
+
+def test_calibration_finds_what_is_right():
+    torch.manual_seed(0)
+    means = -3 * torch.rand(500)
+    right = torch.sigmoid(2 * means + 1)
+    found = calibrated(means, right)
+    assert (found.slope, found.shift) == pytest.approx((2, 1), abs=1e-2)
+    told = torch.tensor([found(float(mean)) for mean in means])
+    assert calibration_error(told, right) < 1e-3 < 0.05 < calibration_error(means.exp(), right)
+    assert calibration_error(torch.ones(4), torch.tensor([1.0, 1.0, 0.0, 0.0])) == pytest.approx(0.5)
+    lying = calibrated(means, 1 - right)  # the surer, the more wrong
+    assert lying(-1.0) == lying(-2.0) == pytest.approx(float((1 - right).mean()), abs=1e-3)
+
+
+def test_a_calibrated_decoder_knows_that_it_knows_nothing(source):
+    decoder = LatentDecoder(32, 4, source)
+    texts = [f"{word} {number}" for word in ("fox", "hen", "owl", "bee") for number in range(10)]
+    known = list(zip(texts, thoughts(texts, 32, source), strict=True))
+    before = decoder.generate(known[0][1])
+    errors = decoder.calibrate(known)
+    text, sure = decoder.generate(known[0][1])
+    assert text == before[0] and sure != before[1] and errors[1] < 0.1
+    with pytest.raises(DataError, match="19 texts"):
+        decoder.calibrate(known[:19])
 
 
 # -- how it learns -----------------------------------------------------------------------------------------------------
@@ -206,6 +300,57 @@ def test_at_the_ends_of_the_weight_each_model_writes_alone(source):
     assert Hybrid(generator, decoder, 1.0).generate("Once", thought, **greedy) == decoder.generate(thought, **greedy)
     half = Hybrid(generator, decoder, 0.5)
     assert half.generate("Once", thought, **settings) == half.generate("Once", thought, **settings)
+
+
+@torch.inference_mode()
+def test_at_the_ends_of_the_weight_logits_are_those_of_each_model_to_the_bit(source):
+    generator, decoder = Generator(source.model, source.tokenizer), LatentDecoder(32, 4, source)
+    thought = ThoughtState.from_input("fox", 32, source)
+    ids = source.tokenizer.encode("Once upon")
+    alone = generator.writer.hidden(torch.tensor([ids]), generator.writer.new_cache(1, 40))[0]
+    ours = (generator.writer.logits(alone[:, -1])[0] + generator.bias).log_softmax(-1)
+    theirs = (decoder.reader(thought).logits(ids[4:]) + decoder.bias).log_softmax(-1)
+    for mode in ("mixture", "product"):
+        for weight, wanted in ((0.0, ours), (1.0, theirs)):
+            told = Following(Hybrid(generator, decoder, weight, mode), thought).log_probabilities(ids, 4)
+            assert torch.equal(told, wanted)
+        mixed = Following(Hybrid(generator, decoder, 0.4, mode), thought).log_probabilities(ids, 4)
+        assert float(mixed.exp().sum()) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_gate_is_never_worse_than_the_fitted_weight():
+    torch.manual_seed(0)
+    entropies = torch.rand(300, 2) * 3
+    ours = -torch.rand(300).mul(2) - 0.1
+    theirs = torch.where(entropies[:, 1] < 1, ours.mul(0.5), ours - 6)  # good where it is decided
+    weight = fitted_weight(ours, theirs)
+    gate = fitted_gate(ours, theirs, entropies, weight)
+    assert isinstance(gate, Gate) and gate.latent < -1
+    share = torch.sigmoid(gate.shift + entropies @ torch.tensor([gate.model, gate.latent]))
+
+    def loss(share: torch.Tensor | float) -> float:
+        return -float(((1 - share) * ours.exp() + share * theirs.exp()).log().mean())
+
+    assert loss(share) < loss(weight) - 0.05
+    assert fitted_gate(ours, ours, entropies, 0.0) == 0.0  # nothing to gain
+    told = torch.randn(7, 50).log_softmax(-1)
+    assert torch.allclose(entropy(told), torch.distributions.Categorical(logits=told).entropy(), atol=1e-5)
+    mixed = mixture(told, torch.randn(7, 50), gate)
+    assert torch.allclose(mixed.exp().sum(-1), torch.ones(7), atol=1e-6)
+
+
+def test_a_weight_is_fitted_on_texts_behind_their_prompts(source):
+    generator, decoder = Generator(source.model, source.tokenizer), LatentDecoder(32, 4, source)
+    texts = list(zip(["a dog", "a cat"], thoughts(["who barks?", "who meows?"], 32, source), strict=True))
+    hybrid = Hybrid(generator, decoder)
+    assert hybrid.fit(texts) == hybrid.weight and 0 <= hybrid.weight <= 1
+    assert hybrid._known(texts, ["", ""])[:, 1].tolist() == hybrid._known(texts, ["It is", "It is"])[:, 1].tolist()
+    gate = hybrid.fit(texts, prompts=["It is", "It is"], gated=True)
+    assert hybrid.weight == gate and isinstance(hybrid.generate("It is", texts[0][1], max_tokens=4, seed=1)[0], str)
+    with pytest.raises(ConfigError, match="no text"):
+        hybrid.fit([])
+    with pytest.raises(ConfigError, match="of a mixture"):
+        Hybrid(generator, decoder, Gate(0.0, 0.0, 0.0), "product")
 
 
 def test_two_vocabularies_and_weights_without_meaning_are_refused(source):

@@ -130,7 +130,7 @@ def _tell(saved: Saved, run: Path) -> None:
         f"{taught.known} of {taught.lessons} are known for certain."
     )
     if taught.replaced:
-        typer.echo(f"{taught.replaced} earlier of two answers to one question is not repeated: the later one is learnt.")
+        typer.echo(f"Of two answers to one question the later one is learnt; {taught.replaced} given before will fade.")
     if taught.drift is not None:
         typer.echo(
             f"Text it has not seen: {taught.held_out_before:.4f} bits per byte before, {taught.held_out_after:.4f} "

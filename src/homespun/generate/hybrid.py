@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from homespun import config
 from homespun.errors import ConfigError
 from homespun.generate.batch import window_start
-from homespun.generate.engine import Generator, seeded
+from homespun.generate.engine import Generator, Prompt, seeded
 from homespun.generate.sampling import Sampling
 from homespun.generate.thought import LatentDecoder, ThoughtState, choose
 from homespun.model.cache import LayerCache
@@ -24,12 +26,33 @@ Mode = Literal["mixture", "product", "guidance"]
 """Of probabilities (kNN-LM, Khandelwal et al., 2020), of logarithms, or the model plus what the thought adds."""
 
 
-def mixture(model: Tensor, latent: Tensor, weight: float) -> Tensor:
+@dataclass(frozen=True)
+class Gate:
+    """A weight of the decoder for each token: sigmoid(shift + model * H + latent * H'), of the entropies in nats of
+    what the model and the decoder expect. `Hybrid.fit` makes it."""
+
+    shift: float
+    model: float
+    latent: float
+
+    def __call__(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """Of log-probabilities (..., V) of both, (..., 1)."""
+        odds = self.shift + self.model * entropy(ours) + self.latent * entropy(theirs)
+        return torch.sigmoid(odds)[..., None]
+
+
+def entropy(told: Tensor) -> Tensor:
+    """Of log-probabilities (..., V), in nats, (...)."""
+    return -(told.exp() * told.clamp(min=torch.finfo(told.dtype).min)).sum(-1)  # 0 times -inf is 0 here
+
+
+def mixture(model: Tensor, latent: Tensor, weight: float | Gate) -> Tensor:
     """Log-probabilities (..., V) of the mixture of two distributions given by logits: `weight` is the second one's."""
     if weight in (0, 1):
         return (latent if weight else model).float().log_softmax(-1)
     ours, theirs = model.float().log_softmax(-1), latent.float().log_softmax(-1)
-    return torch.logaddexp(ours + math.log1p(-weight), theirs + math.log(weight))
+    share = weight(ours, theirs) if isinstance(weight, Gate) else torch.tensor(weight)
+    return torch.logaddexp(ours + torch.log1p(-share), theirs + share.log())
 
 
 def product(model: Tensor, latent: Tensor, weight: float) -> Tensor:
@@ -71,25 +94,54 @@ def fitted_weight(model: Tensor, latent: Tensor) -> float:
     return low
 
 
+def fitted_gate(model: Tensor, latent: Tensor, entropies: Tensor, weight: float) -> Gate | float:
+    """The gate under which a text is likeliest, of each model's log-probabilities (N,) of its tokens and both entropies
+    (N, 2); it starts at `weight` for every token, which is returned where no gate is better."""
+    begin = min(max(weight, 1e-3), 1 - 1e-3)
+    found = torch.tensor([math.log(begin / (1 - begin)), 0.0, 0.0], dtype=torch.float64, requires_grad=True)
+    ours, theirs, known = model.double(), latent.double(), entropies.double()
+    search = torch.optim.LBFGS([found], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        odds = found[0] + known @ found[1:]
+        return -torch.logaddexp(ours + F.logsigmoid(-odds), theirs + F.logsigmoid(odds)).mean()
+
+    def slope() -> Tensor:
+        search.zero_grad()
+        value = loss() + 1e-4 * found.square().sum()  # so that it stays finite where one is always the better
+        value.backward()
+        return value
+
+    search.step(slope)
+    fixed = -((1 - weight) * ours.exp() + weight * theirs.exp()).log().mean()
+    return Gate(*found.detach().tolist()) if float(loss()) < float(fixed) else weight
+
+
 class Hybrid:
     """`generator` writes, and `decoder` keeps it near a thought. `weight`: the decoder's share, from 0 (the model
-    alone) to 1 (the decoder alone); for guidance its strength, from 0.
+    alone) to 1 (the decoder alone), or a `Gate` that tells it for each token; for guidance its strength, from 0.
 
     Raises `ConfigError` for two vocabularies, and for weights that mean nothing.
     """
 
-    def __init__(self, generator: Generator, decoder: LatentDecoder, weight: float = 0.5, mode: Mode = "mixture"):
+    def __init__(
+        self, generator: Generator, decoder: LatentDecoder, weight: float | Gate = 0.5, mode: Mode = "mixture"
+    ):
         if decoder.tokenizer.identity != generator.tokenizer.identity or decoder.bias.shape != generator.bias.shape:
             raise ConfigError("The decoder and the model have two vocabularies", "Make the decoder from this run.")
         if mode not in get_args(Mode):
             raise ConfigError(f"There is no mode {mode!r}", f"Known: {', '.join(get_args(Mode))}.")
-        if not 0 <= weight <= (1 if mode != "guidance" else math.inf) or not math.isfinite(weight):
+        if isinstance(weight, Gate):
+            if mode != "mixture":
+                raise ConfigError(f"A gate is of a mixture, not of mode {mode!r}", "Give a number as weight.")
+        elif not 0 <= weight <= (1 if mode != "guidance" else math.inf) or not math.isfinite(weight):
             raise ConfigError(f"weight = {weight} means nothing", "Choose from 0 to 1.")
-        self.generator, self.decoder, self.weight, self.mode = generator, decoder, weight, mode
+        self.generator, self.decoder, self.mode = generator, decoder, mode
+        self.weight: float | Gate = weight
 
     @torch.inference_mode()
     def generate(
-        self, prompt: str, thought: ThoughtState, sampling: Sampling | None = None, **settings: Any
+        self, prompt: Prompt, thought: ThoughtState, sampling: Sampling | None = None, **settings: Any
     ) -> tuple[str, float]:
         """The continuation of `prompt` towards a thought, and how sure it is, as `LatentDecoder.generate` tells it.
 
@@ -108,22 +160,32 @@ class Hybrid:
             pieces.append(row.take(token, told[-1]).text)
         return "".join(pieces), math.exp(sum(told) / len(told))
 
-    @torch.inference_mode()
-    def fit(self, texts: Sequence[tuple[str, ThoughtState]]) -> float:
-        """Sets the weight of a mixture to the one under which these texts are likeliest, and returns it."""
-        ours, theirs = [], []
-        for text, thought in texts:
-            ids = self.generator.tokenizer.encode(text)
-            following = Following(self, thought)
-            start = [self.generator.tokenizer.end]
-            for place, token in enumerate(ids):
-                model, latent = following.both([*start, *ids[:place]], 1)
-                ours.append(float(model.log_softmax(-1)[token]))
-                theirs.append(float(latent.log_softmax(-1)[token]))
-        if not ours:
+    def fit(
+        self, texts: Sequence[tuple[str, ThoughtState]], prompts: Sequence[Prompt] | None = None, gated: bool = False
+    ) -> float | Gate:
+        """Sets the weight of a mixture to the one, or the gate, under which these texts are likeliest; returns it.
+
+        `prompts`: what stands before each text, for the model alone. Raises `ConfigError` without any text.
+        """
+        known = self._known(texts, prompts if prompts is not None else [""] * len(texts))
+        if not len(known):
             raise ConfigError("There is no text to fit the weight on", "Give texts with their thoughts.")
-        self.weight = fitted_weight(torch.tensor(ours), torch.tensor(theirs))
+        ours, theirs = known[:, 0], known[:, 1]
+        weight = fitted_weight(ours, theirs)
+        self.weight = fitted_gate(ours, theirs, known[:, 2:], weight) if gated else weight
         return self.weight
+
+    @torch.inference_mode()
+    def _known(self, texts: Sequence[tuple[str, ThoughtState]], prompts: Sequence[Prompt]) -> Tensor:
+        """Of each token: its log-probability for both models, and the entropies of what they expected, (N, 4)."""
+        known: list[list[float]] = []
+        for (text, thought), prompt in zip(texts, prompts, strict=True):
+            following, start = Following(self, thought), self.generator.row(prompt, Sampling()).ids
+            ids = self.generator.tokenizer.encode(text)
+            for place, token in enumerate(ids):
+                both = [each.log_softmax(-1) for each in following.both([*start, *ids[:place]], len(start))]
+                known.append([*(float(each[token]) for each in both), *(float(entropy(each)) for each in both)])
+        return torch.tensor(known)
 
 
 class Following:
@@ -132,19 +194,20 @@ class Following:
     def __init__(self, hybrid: Hybrid, thought: ThoughtState):
         self._hybrid, self._model = hybrid, hybrid.generator.writer
         self._latent = hybrid.decoder.reader(thought)
-        nothing = ThoughtState(torch.zeros(hybrid.decoder.dim), thought.model, 0)
+        nothing = ThoughtState(hybrid.decoder.network.mean, thought.model, 0)  # nothing that tells it from others
         self._empty = hybrid.decoder.reader(nothing) if hybrid.mode == "guidance" else None
         self._cache: list[LayerCache] = []
         self._read: list[int] = []
 
     def log_probabilities(self, ids: Sequence[int], prompt: int) -> Tensor:
         """Of the next token, (V,) on the CPU, after ids of which `prompt` are the prompt."""
-        hybrid = self._hybrid
+        weight, decoder = self._hybrid.weight, self._hybrid.decoder
         model, latent = self.both(ids, prompt)
-        if self._empty is not None:
-            empty = self._empty.logits(ids[prompt:]) + hybrid.decoder.bias
-            return guidance(model, latent, empty, hybrid.weight)
-        return (mixture if hybrid.mode == "mixture" else product)(model, latent, hybrid.weight)
+        if isinstance(weight, Gate) or self._hybrid.mode == "mixture":
+            return mixture(model, latent, weight)
+        if self._empty is None:
+            return product(model, latent, weight)
+        return guidance(model, latent, self._empty.logits(ids[prompt:]) + decoder.bias, weight)
 
     def both(self, ids: Sequence[int], prompt: int) -> tuple[Tensor, Tensor]:
         """The logits of the model, and of the decoder, which reads only what was written."""

@@ -9,6 +9,8 @@ import hashlib
 import json
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +25,13 @@ from homespun.data.tokenizer import Tokenizer
 from homespun.data.vocabulary import Bytes
 from homespun.errors import CheckpointError, ConfigError, DataError
 from homespun.generate.batch import window_start
+from homespun.generate.calibration import Calibration, calibrated, calibration_error
 from homespun.generate.embedder import Embedder
 from homespun.generate.row import Row
 from homespun.generate.sampling import Sampling, draws, sample
 from homespun.model.attention import GroupedAttention
 from homespun.model.cache import LayerCache
+from homespun.model.cost import cost
 from homespun.model.decoder import Decoder, ModelConfig
 from homespun.model.prefixed import PREFIX, PrefixedDecoder, turn
 from homespun.train.tensors import load_tensors, save_tensors
@@ -88,9 +92,14 @@ class ThoughtState:
         """Reads what `save` wrote. Raises `CheckpointError` for anything else."""
         tensors, facts = load_tensors(Path(path))
         vector = tensors.get("vector")
-        if vector is None or vector.dim() != 1 or not vector.isfinite().all() or not facts.get("tokens", "").isdigit():
+        good = vector is not None and vector.dim() == 1 and vector.numel() and vector.is_floating_point()
+        if not good or not re.fullmatch(r"[0-9]{1,18}", facts.get("tokens", "")) or "model" not in facts:
             raise CheckpointError(f"{path} holds no thought", "Name a file that ThoughtState.save wrote.")
-        return cls(vector, facts.get("model", ""), int(facts["tokens"]))
+        assert vector is not None
+        length = float(vector.float().norm())
+        if not math.isclose(length, math.sqrt(vector.numel()), rel_tol=1e-3):  # NaN is not close to anything
+            raise CheckpointError(f"{path} holds a thought of length {length:g}", "Name a file that is whole.")
+        return cls(vector.float(), facts["model"], int(facts["tokens"]))
 
     def _same(self, other: ThoughtState) -> None:
         if (self.model, self.vector.shape) != (other.model, other.vector.shape):
@@ -160,10 +169,11 @@ class LatentDecoder:
         bias[: tokenizer.vocab_size][torch.from_numpy(tokenizer.token_bytes() > 0)] = 0.0
         bias[tokenizer.end] = 0.0
         self.bias = bias
+        self.calibration: Calibration | None = None
 
-    @torch.inference_mode()
     def generate(self, thought: ThoughtState, sampling: Sampling | None = None, **settings: Any) -> tuple[str, float]:
-        """What a thought says, and how sure it is: the geometric mean of the probabilities of its tokens.
+        """What a thought says, and how sure it is: the share of its tokens that should be right, where `calibrate` was
+        called; else the geometric mean of their probabilities, which is no such promise.
 
         Greedy, at most 64 tokens, unless `Sampling`'s settings say otherwise. Raises `ConfigError` for the thought of
         another model.
@@ -171,6 +181,32 @@ class LatentDecoder:
         chosen = sampling or Sampling(max_tokens=64, temperature=0.0)
         chosen = config.parse(Sampling, config.to_dict(chosen) | settings, "the sampling settings")
         chosen = chosen if chosen.seed is not None else chosen.model_copy(update={"seed": 0})
+        text, mean = self._write(thought, chosen)
+        return text, math.exp(mean) if self.calibration is None else self.calibration(mean)
+
+    def calibrate(self, texts: Sequence[tuple[str, ThoughtState]]) -> tuple[float, float]:
+        """Makes `generate` say how much of its text is right: the share of its tokens that the true text has, too.
+
+        `texts`, with their thoughts, it must not have been trained on. Every other one is to fit on; returns the
+        expected calibration error of the rest, before and after. Raises `DataError` for fewer than 20 texts.
+        """
+        if len(texts) < 20:
+            raise DataError(f"{len(texts)} texts tell nothing of how sure to be", "Give 20 or more.")
+        greedy, means, right = Sampling(max_tokens=64, temperature=0.0, seed=0), [], []
+        for text, thought in texts:
+            said, mean = self._write(thought, greedy)
+            found, true = Counter(self.tokenizer.encode(said)), Counter(self.tokenizer.encode(text))
+            means.append(mean)
+            right.append((found & true).total() / max(1, found.total()))
+        mean_of, right_of = torch.tensor(means), torch.tensor(right)
+        self.calibration = calibrated(mean_of[::2], right_of[::2])
+        told = torch.tensor([self.calibration(mean) for mean in means[1::2]])
+        rest = right_of[1::2]
+        return calibration_error(mean_of[1::2].exp(), rest), calibration_error(told, rest)
+
+    @torch.inference_mode()
+    def _write(self, thought: ThoughtState, chosen: Sampling) -> tuple[str, float]:
+        """The text, and the mean log-probability of its tokens."""
         reader = self.reader(thought)
         row = Row(0, [self.tokenizer.end], chosen, self.tokenizer, self.bias.numel())
         pieces, told = [], []
@@ -179,7 +215,7 @@ class LatentDecoder:
             token = choose(logits, row)
             told.append(float(logits.log_softmax(-1)[token]))
             pieces.append(row.take(token, told[-1]).text)
-        return "".join(pieces), math.exp(sum(told) / len(told))
+        return "".join(pieces), sum(told) / len(told)
 
     def patterns(self, thought: ThoughtState) -> Tensor:
         """How much each pattern of the codebook is part of a thought: (patterns,), of sum 1."""
@@ -205,6 +241,8 @@ class LatentDecoder:
         """Writes it in safetensors' format, with its vocabulary."""
         shape = config.to_dict(self.network.decoder.config)
         facts = {"model": self.made_by, "shape": json.dumps(shape), "tokenizer": self.tokenizer.to_json()}
+        if self.calibration is not None:
+            facts["calibration"] = json.dumps([self.calibration.slope, self.calibration.shift])
         save_tensors(Path(path), self.network.state_dict(), facts)
 
     @classmethod
@@ -215,13 +253,27 @@ class LatentDecoder:
             shape = config.parse(ModelConfig, json.loads(facts["shape"]), str(path))
             tokenizer = Tokenizer(facts["tokenizer"], str(path))
             patterns, dim = tensors["codebook"].shape
+            told = sum(tensor.numel() for tensor in tensors.values())
+            if cost(shape).parameters > told or tokenizer.vocab_size > (shape.vocab or 0):
+                raise ValueError("its shape is not that of its weights")  # before anything of that size is made
+            if not all(tensor.isfinite().all() for tensor in tensors.values()):
+                raise ValueError("its weights are not finite")
             decoder = cls.__new__(cls)
-            decoder._build(dim, patterns, tokenizer, shape, facts.get("model", ""))
+            decoder._build(dim, patterns, tokenizer, shape, facts["model"])
             decoder.network.load_state_dict(tensors)
-        except (KeyError, ValueError, RuntimeError, DataError, ConfigError) as error:
+            if "calibration" in facts:
+                decoder.calibration = _calibration(json.loads(facts["calibration"]))
+        except (KeyError, ValueError, TypeError, RuntimeError, DataError, ConfigError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{path} holds no decoder: {reason:.200}", "Name a file that `save` wrote.") from None
         return decoder
+
+
+def _calibration(given: Any) -> Calibration:
+    slope, shift = map(float, given)
+    if not math.isfinite(slope) or not math.isfinite(shift):
+        raise ValueError("its calibration is not finite")
+    return Calibration(slope, shift)
 
 
 class ThoughtReader:

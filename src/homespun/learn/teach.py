@@ -126,7 +126,8 @@ class Teacher:
     def teach(self, lessons: Sequence[Lesson], steps: int | None = None) -> Taught:
         """Learns lessons together; with `steps`, in so many updates, and without keeping them for replay.
 
-        Of two answers to one question the later one is learnt, and the earlier one is repeated no longer. Raises `DataError` for a lesson that cannot be learnt, and `TrainingError` where numbers are no longer finite;
+        Of two answers to one question the later one is learnt, and the earlier one is repeated no longer. Raises
+        `DataError` for a lesson that cannot be learnt, and `TrainingError` where numbers are no longer finite;
         then the model is as it was.
         """
         context = self.model.config.context

@@ -93,6 +93,9 @@ def learn_thoughts(
     network, end = decoder.network, source.tokenizer.end
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     asked = _pairs(pairs, source, decoder.dim, network.context)
+    if not network.mean.any():
+        many = [draw(material.train, 256, settings.span, end, random) for _ in range(8)]
+        network.fit(torch.cat([vectors_of(source.model, spans, decoder.dim) for spans in many]))
     network.train()
     begin, mean = time.monotonic(), math.nan
     for step in range(settings.steps):
@@ -153,11 +156,11 @@ def vectors_of(model: Decoder, spans: Spans, dim: int) -> Tensor:
 def _loss(
     network: PrefixedDecoder, spans: Spans, vectors: Tensor, end: int, settings: Thinking, random: torch.Generator
 ) -> Tensor:
-    noisy = vectors + settings.noise * torch.randn(vectors.shape, generator=random)
+    noise = settings.noise * torch.randn(vectors.shape, generator=random)
     hidden = torch.rand(spans.tokens.shape, generator=random) < settings.dropout
     read, targets = spans.tokens.masked_fill(hidden, end), spans.targets(end)
     device = network.codebook.device
-    losses = network.losses(noisy.to(device), read.to(device), targets.to(device))
+    losses = network.losses(vectors.to(device), read.to(device), targets.to(device), noise.to(device))
     return losses.sum() / int((targets != IGNORED).sum())
 
 

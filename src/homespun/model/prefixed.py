@@ -20,15 +20,22 @@ PREFIX = 8
 
 
 class PrefixedDecoder(nn.Module):
-    """`decoder` behind a prefix made of a vector z (B, e) of length sqrt(e).
+    """`decoder` behind a prefix made of a vector (B, e).
 
-    A codebook of `patterns` is attended to by z; what is found goes into the prefix beside z itself.
+    Of the vector it sees how it differs from others, z (B, e): `mean` is taken off, and `spread` stretches what varies
+    little (whitening; `fit` sets both). A codebook of `patterns` is attended to by z; what is found goes into the
+    prefix beside z itself.
     """
+
+    mean: Tensor
+    spread: Tensor
 
     def __init__(self, size: int, patterns: int, config: ModelConfig):
         super().__init__()
         self.size = size
         self.decoder = Decoder(config)
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("spread", torch.eye(size))
         self.codebook = nn.Parameter(torch.randn(patterns, size))
         self.hidden_layer = nn.Linear(2 * size, 4 * size)
         self.prefix_layer = nn.Linear(4 * size, PREFIX * config.width)
@@ -42,14 +49,26 @@ class PrefixedDecoder(nn.Module):
         """Tokens of text that it reads at most."""
         return self.decoder.config.context - PREFIX
 
+    @torch.no_grad()
+    def fit(self, vectors: Tensor) -> None:
+        """Learns from many vectors (B, e) how they differ: z has the mean 0, and the variance 1 where there is any."""
+        self.mean.copy_(vectors.mean(0))
+        variances, directions = torch.linalg.eigh((vectors - self.mean).T.double().cov())
+        scale = (variances.clamp(min=0) + 1e-3 * variances.mean()).rsqrt()
+        self.spread.copy_(directions * scale @ directions.T)
+
     def patterns(self, vectors: Tensor) -> Tensor:
         """How much each pattern is part of the vectors (B, e): (B, C), of sum 1."""
-        return (vectors @ self.codebook.T / math.sqrt(self.size)).softmax(-1)
+        return self._patterns((vectors - self.mean) @ self.spread)
 
-    def prefix(self, vectors: Tensor) -> Tensor:
-        """Vectors (B, e) -> what stands before the text, (B, P, d)."""
-        both = torch.cat([vectors, self.patterns(vectors) @ self.codebook], dim=-1)
+    def prefix(self, vectors: Tensor, noise: Tensor | float = 0.0) -> Tensor:
+        """Vectors (B, e) -> what stands before the text, (B, P, d). `noise` is added to z."""
+        z = (vectors - self.mean) @ self.spread + noise
+        both = torch.cat([z, self._patterns(z) @ self.codebook], dim=-1)
         return self.prefix_layer(F.gelu(self.hidden_layer(both))).unflatten(-1, (PREFIX, -1))
+
+    def _patterns(self, z: Tensor) -> Tensor:
+        return (z @ self.codebook.T / math.sqrt(self.size)).softmax(-1)
 
     def hidden(self, tokens: Tensor, prefix: Tensor | None = None, cache: Sequence[LayerCache] | None = None) -> Tensor:
         """Hidden states of tokens (B, T) behind a prefix, those of its last place first: (B, 1 + T, d).
@@ -68,9 +87,9 @@ class PrefixedDecoder(nn.Module):
         hidden: Tensor = trunk.norm(x)
         return hidden if prefix is None else hidden[:, PREFIX - 1 :]
 
-    def losses(self, vectors: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, vectors: Tensor, tokens: Tensor, targets: Tensor, noise: Tensor | float = 0.0) -> Tensor:
         """The loss of each target (B, 1 + T) in nats, of texts whose tokens (B, T) are read; 0 where it is -100."""
-        hidden = self.hidden(tokens, self.prefix(vectors))
+        hidden = self.hidden(tokens, self.prefix(vectors, noise))
         logits = self.decoder.logits(hidden).float()
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
