@@ -27,7 +27,7 @@ FLOORS = [
     {"optim"},
     {"train"},
     {"generate", "evaluate", "exchange", "learn"},
-    {"benchmark", "families"},
+    {"benchmark", "families", "retrieve"},
     {"run"},
     {"serve"},
     {"cli"},

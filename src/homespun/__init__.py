@@ -45,6 +45,8 @@ _PUBLIC = {
     "Generator": "homespun.generate.engine",
     "Embedder": "homespun.generate.embedder",
     "Sampling": "homespun.generate.sampling",
+    "Index": "homespun.retrieve.index",
+    "Grounding": "homespun.retrieve.prompt",
     "HomespunError": "homespun.errors",
 }
 
@@ -62,6 +64,8 @@ if TYPE_CHECKING:
     from homespun.learn.thoughts import learn_thoughts as learn_thoughts
     from homespun.model.decoder import Decoder as Decoder
     from homespun.model.lora import LoRA as LoRA
+    from homespun.retrieve.index import Index as Index
+    from homespun.retrieve.prompt import Grounding as Grounding
     from homespun.run import Run as Run
     from homespun.run import bench as bench
     from homespun.run import export as export

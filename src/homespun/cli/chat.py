@@ -15,11 +15,13 @@ import typer
 from homespun.cli import show
 from homespun.cli.generate import Checkpoint, Weights
 from homespun.cli.options import argument, option
+from homespun.cli.retrieving import Passages, Retrieve, grounding
 from homespun.cli.sampling import sampled
 from homespun.errors import ConfigError, DataError, HomespunError
 
 if TYPE_CHECKING:
-    from homespun.generate.dialogue import Dialogue
+    from homespun.generate.dialogue import Dialogue, Messages
+    from homespun.retrieve.prompt import Grounded, Grounding
 
 System = Annotated[str | None, option("--system", "TEXT", "What the model is told before the conversation.")]
 Load = Annotated[Path | None, option("--load", "FILE", "Go on with a conversation that /save wrote.")]
@@ -44,6 +46,8 @@ def chat(
     settings: dict[str, Any],
     checkpoint: Checkpoint = "last",
     weights: Weights = None,
+    retrieve: Retrieve = None,
+    passages: Passages = None,
 ) -> None:
     """Talk with a trained model; /help tells what can be changed on the way.
 
@@ -68,14 +72,18 @@ def chat(
         _note(note)
     if not template.conversational:
         _note(BASE)
-    Session(dialogue).run()
+    Session(dialogue, grounding(retrieve, passages, loaded)).run()
 
 
 class Session:
     """What is typed, and what comes of it. Answers go to standard output, everything else to standard error."""
 
-    def __init__(self, dialogue: Dialogue):
+    def __init__(self, dialogue: Dialogue, grounding: Grounding | None = None):
         self.dialogue = dialogue
+        self.grounding = grounding
+        self.grounded: Grounded[Messages] | None = None  # the last question
+        if grounding is not None:
+            dialogue.look_up = self._look_up
         self.ended = False
         self._dropped = 0  # turns, of which was told
         self.commands: dict[str, Callable[[str], None]] = {
@@ -140,6 +148,20 @@ class Session:
             show.write("")
         if stopped:
             _say("Stopped. /retry answers again.")
+        self._tell_sources()
+
+    def _look_up(self, messages: Messages, fits: Callable[[Messages], bool]) -> Messages:
+        assert self.grounding is not None
+        self.grounded = self.grounding.messages(messages, fits)
+        return self.grounded.prompt
+
+    def _tell_sources(self) -> None:
+        if self.grounded is None:
+            return
+        if self.grounded.passages:
+            _say(f"sources: {', '.join(passage.cited for passage in self.grounded.passages)}", dim=True)
+        if self.grounded.note is not None:
+            _note(self.grounded.note)
 
     def _set(self, name: str, text: str) -> None:
         from homespun import config

@@ -10,11 +10,13 @@ import typer
 
 from homespun.cli import options, show
 from homespun.cli.options import argument, option
+from homespun.cli.retrieving import Passages, Retrieve, grounding, retrieved, tell_sources
 from homespun.cli.sampling import sampled
 from homespun.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from homespun.generate.speculative import Report
+    from homespun.retrieve.prompt import Grounded, Grounding
     from homespun.run import Run
 
 
@@ -41,6 +43,8 @@ def generate(
     checkpoint: Checkpoint = "last",
     weights: Weights = None,
     draft: Draft = None,
+    retrieve: Retrieve = None,
+    passages: Passages = None,
     stream: Stream = False,
     json: options.AsJson = False,
 ) -> None:
@@ -56,10 +60,11 @@ def generate(
     loaded = load(run, checkpoint, weights, draft)
     for note in loaded.notes:
         typer.echo(f"note: {note}", err=True)
+    asked = _grounded(loaded, prompts, grounding(retrieve, passages, loaded), settings)
     if stream:
-        _stream(loaded, prompts[0], settings)
+        _stream(loaded, *asked[0], settings)
     else:
-        _write(loaded, prompts, number, settings, json)
+        _write(loaded, asked, number, settings, json)
     if draft is not None:
         _tell_gain(loaded.generator.report)
 
@@ -72,23 +77,39 @@ def _tell_gain(report: Report) -> None:
     )
 
 
-def _stream(run: Run, prompt: str, settings: dict[str, Any]) -> None:
-    pieces = run.stream(prompt, **settings)  # a mistake is told before anything is shown
+Asked = tuple[str, "Grounded[str]"]  # a prompt as it was given, and as it is read
+
+
+def _grounded(run: Run, prompts: list[str], found: Grounding | None, settings: dict[str, Any]) -> list[Asked]:
+    from homespun.retrieve.prompt import Grounded
+
+    if found is None:
+        return [(prompt, Grounded(prompt)) for prompt in prompts]
+    most = settings.get("max_tokens", run.sampling.max_tokens)
+    return [(prompt, found.prompt(prompt, run.generator, most)) for prompt in prompts]
+
+
+def _stream(run: Run, prompt: str, grounded: Grounded[str], settings: dict[str, Any]) -> None:
+    pieces = run.stream(grounded.prompt, **settings)  # a mistake is told before anything is shown
     show.write(prompt, end="")
     for piece in pieces:
         show.write(piece, end="")
     show.write("")
+    tell_sources(grounded)
 
 
-def _write(run: Run, prompts: list[str], number: int, settings: dict[str, Any], json: bool) -> None:
-    records = run.records(prompts, count=number, **settings)
+def _write(run: Run, asked: list[Asked], number: int, settings: dict[str, Any], json: bool) -> None:
+    given = {grounded.prompt: (prompt, grounded) for prompt, grounded in asked}
+    records = run.records([grounded.prompt for _, grounded in asked], count=number, **settings)
     for index, record in enumerate(records):
+        prompt, grounded = given[record.prompt]
         if json:
-            show.as_json(record.to_dict(), indent=None)
+            show.as_json(record.to_dict() | {"prompt": prompt} | retrieved(grounded), indent=None)
             continue
         if len(records) > 1:
             typer.secho(f"--- {index + 1} of {len(records)}", dim=True)
-        show.write(record.prompt + record.text)
+        show.write(prompt + record.text)
+        tell_sources(grounded)
 
 
 def _prompts(given: list[str] | None, file: Path | None) -> list[str]:

@@ -108,15 +108,28 @@ def read(path: Path, name: str, piece: int, meter: Meter) -> Iterator[Document]:
 
     Raises `DataError` where a file is damaged, is no text, or holds a row that is none.
     """
-    suffix, compression = suffixes(path)
+    suffix = suffixes(path)[0]
     if suffix == ".parquet":
         yield from _parquet(path, name, meter)
         return
-    reader = READERS.get(suffix, _running_text)
+    with opened(path, name, meter) as blocks:
+        yield from READERS.get(suffix, _running_text)(blocks, name, piece)
+
+
+@contextmanager
+def opened(path: Path, name: str, meter: Meter) -> Iterator[Iterator[str]]:
+    """The text of a file in blocks, decompressed and decoded; errors are those of `read`."""
+    compression = suffixes(path)[1]
     with _file_errors(name), open(path, "rb") as raw:
         counted = io.BufferedReader(_Counted(raw, meter), BLOCK)
         stream = COMPRESSIONS[compression](counted) if compression else counted
-        yield from reader(decode(stream, name), name, piece)
+        yield decode(stream, name)
+
+
+def has_lines(path: Path) -> bool:
+    """Whether a file is running text, in which a line has a number; the documents of others are rows."""
+    suffix = suffixes(path)[0]
+    return suffix != ".parquet" and READERS.get(suffix, _running_text) in (_running_text, _prose, _code)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from homespun.train.manifest import from_json
 
 _LIMIT = 2**24  # bytes of a saved conversation
 
+Messages = list[dict[str, str]]
+LookUp = Callable[[Messages, Callable[[Messages], bool]], Messages]
+
 
 class Dialogue:
     """Turns of a user and a model. `messages` are what was said, `{role, content}`; `system` stands before them.
@@ -26,12 +29,16 @@ class Dialogue:
     A turn is a question with what was answered. Where the turns outgrow the model's context, the oldest are left out
     of the prompt, whole: `dropped` says how many were, the last time. They stay among `messages`. Room is kept for
     `sampling.max_tokens`, but for no more than half the context.
+
+    `look_up` puts what it finds into the last question before it is read, and is told whether that still fits; it never
+    changes what was said.
     """
 
     def __init__(self, generator: Generator, template: Template, sampling: Sampling, system: str | None = None):
         self.generator, self.template, self.sampling, self.system = generator, template, sampling, system
         self.messages: list[dict[str, str]] = []
         self.dropped = 0
+        self.look_up: LookUp | None = None
         self._tries = 0  # of the newest answer
 
     @property
@@ -97,6 +104,8 @@ class Dialogue:
         context = self.generator.model.config.context
         most = context - min(self.sampling.max_tokens, context // 2)
         starts = [0, *_questions(messages)[1:]]
+        if self.look_up is not None:
+            messages = self.look_up(messages, lambda told: len(self._ids(told[starts[-1] :])) <= most)
         self.dropped = bisect_left(starts[:-1], True, key=lambda start: len(self._ids(messages[start:])) <= most)
         return self._ids(messages[starts[self.dropped] :])
 
