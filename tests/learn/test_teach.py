@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -14,10 +15,12 @@ from homespun.data.vocabulary import Bytes, Chars
 from homespun.errors import CheckpointError, ConfigError, DataError
 from homespun.learn import keep
 from homespun.learn.lessons import pair_lesson, rows_of, text_lesson
-from homespun.learn.teach import Teacher, Teaching
+from homespun.learn.teach import Taught, Teacher, Teaching
 from homespun.model.decoder import Decoder
 from homespun.run import load, recipe, train
+from homespun.train.disk import release
 from homespun.train.log import PlainConsole
+from tests.train.forks import killed_at, needs_fork
 
 QUICK = Teaching(held_out_tokens=2048, replay_rows=4)
 PAIRS = [("What is 2+2?", "Four."), ("Who barks?", "A dog."), ("The sky?", "Blue.")]
@@ -38,8 +41,6 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def run(trained, tmp_path):
-    import shutil
-
     shutil.copytree(trained, tmp_path / "run")
     return load(tmp_path / "run")
 
@@ -208,8 +209,6 @@ def test_undoing_says_what_is_missing(run):
     quick = QUICK.model_copy(update={"passes": 1})
     for text in ("One.", "Two."):
         first, run = run.step, load(keep.teach(run, [text_lesson(text)], settings=quick).folder)
-    import shutil
-
     shutil.rmtree(run.folder / "checkpoints" / f"step-{first:08d}")
     with pytest.raises(CheckpointError, match=f"Step {first} .* is gone"):
         keep.undo(run.folder)
@@ -226,6 +225,46 @@ def test_another_process_at_work_is_told_and_nothing_changes(run):
             act()
     lock.close()
     assert load(run.folder).step == run.step
+
+
+@needs_fork
+def test_killed_anywhere_a_lesson_is_there_or_not_and_nothing_is_lost(run, tmp_path, monkeypatch):
+    def one_number(teacher, lessons):
+        with torch.no_grad():
+            next(teacher.model.parameters()).add_(1)
+        teacher.lessons += tuple(lessons)
+        return Taught(1, 1, 5, 1.0, 0.5)
+
+    monkeypatch.setattr(Teacher, "teach", one_number)
+    (run.folder / "environment.json").unlink()  # no text of its own
+    before = next(run.model.parameters()).detach().clone()
+
+    def changed(folder) -> bool:
+        """Whether a run has the lesson; it has all of it or nothing."""
+        now = load(folder)
+        has = now.step != run.step
+        assert now.step == run.step + 5 * has and torch.equal(next(now.model.parameters()), before + has)
+        return has
+
+    found = {"teach": set(), "undo": set()}
+    for act, more in found.items():
+        for moment in range(500):
+            folder = tmp_path / f"{act}-{moment}"
+            shutil.copytree(run.folder, folder)
+            if act == "undo":
+                keep.teach(load(folder), [pair_lesson(*PAIRS[0])])
+                release(folder / "checkpoints")
+            given = load(folder)
+            works = {"teach": lambda: keep.teach(given, [pair_lesson(*PAIRS[0])]), "undo": lambda: keep.undo(folder)}  # noqa: B023
+            killed = killed_at(moment, works[act])
+            more.add(changed(folder))
+            if changed(folder):
+                keep.undo(folder)
+                assert not changed(folder)
+            shutil.rmtree(folder)
+            if not killed:
+                break
+        assert moment > 5 and more == {True, False}
 
 
 # -- a vocabulary that grows -------------------------------------------------------------------------------------------

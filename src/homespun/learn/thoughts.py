@@ -30,14 +30,14 @@ class Thinking(Config):
     """How a decoder of thoughts is trained: for `minutes`, or `steps` if fewer, on `rows` spans of 4 to `span` tokens.
 
     `dropout`: the share of the tokens it reads that are hidden from it, so that it listens to the thought (Bowman et
-    al., 2016); `noise`: added to each number of a thought, whose mean square is 1.
+    al., 2016); `noise`: added to each number of a thought as the decoder sees it, with a variance of 1.
     """
 
     minutes: Annotated[float, Field(gt=0)] = 1.0
     steps: Count = 100_000
     rows: Count = 32
     span: Annotated[Count, Field(ge=8, le=64)] = 32
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     noise: Annotated[float, Field(ge=0)] = 0.1
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
