@@ -7,15 +7,17 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from homespun.cli.generate import Checkpoint, Weights
 from homespun.cli.options import argument, option
+from homespun.cli.retrieving import Passages, Retrieve, grounding
 from homespun.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
+    from homespun.serve.limits import Limits
     from homespun.serve.served import Runs
 
 Host = Annotated[str, typer.Option("--host", metavar="HOST", help="Where to listen; others than loopback need a key.")]
@@ -44,6 +46,8 @@ def serve(
     name: Names = None,
     checkpoint: Checkpoint = "last",
     weights: Weights = None,
+    retrieve: Retrieve = None,
+    passages: Passages = None,
     max_rows: MaxRows = None,
     queue: Queue = None,
     max_prompt_tokens: MaxPrompt = None,
@@ -63,26 +67,21 @@ def serve(
 
     Example: [bold]homespun serve runs/demo --port 8000[/bold]
     """
-    try:
+    with _extra():
         from homespun.serve.server import check_host, read_key
         from homespun.serve.server import serve as listen
-    except ModuleNotFoundError as error:
-        if error.name and error.name.partition(".")[0] in ("starlette", "uvicorn", "anyio", "h11"):
-            raise MissingExtraError("homespun serve", error.name, "serve") from None
-        raise
-    from homespun import config
-    from homespun.serve.limits import Limits
     from homespun.serve.served import open_runs
 
-    given = {"rows": max_rows, "queue": queue, "prompt_tokens": max_prompt_tokens, "tokens": max_tokens,
-             "texts": max_texts, "inputs": max_inputs, "input_tokens": max_input_tokens, "seconds": timeout,
-             "patience": client_timeout, "grace": grace, "body": body_limit, "connections": connections}  # fmt: skip
-    with _named_as_given():
-        limits = config.parse(Limits, {name: value for name, value in given.items() if value is not None}, "the limits")
+    limits = _limits(
+        {"rows": max_rows, "queue": queue, "prompt_tokens": max_prompt_tokens, "tokens": max_tokens,
+         "texts": max_texts, "inputs": max_inputs, "input_tokens": max_input_tokens, "seconds": timeout,
+         "patience": client_timeout, "grace": grace, "body": body_limit, "connections": connections}
+    )  # fmt: skip
     key = read_key(api_key_file) if api_key_file is not None else None
     check_host(host, key)
     opened = open_runs(runs, checkpoint, weights, limits)
     _tell_notes(opened)
+    _give_index(opened, retrieve, passages)
 
     def ready(address: str) -> None:
         _tell(address, opened, key is not None)
@@ -98,14 +97,35 @@ OPTIONS = {"rows": "max-rows", "prompt_tokens": "max-prompt-tokens", "tokens": "
 
 
 @contextmanager
-def _named_as_given() -> Iterator[None]:
-    """A limit that is impossible is named as it was written."""
+def _extra() -> Iterator[None]:
+    """Says what has to be installed."""
     try:
         yield
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in ("starlette", "uvicorn", "anyio", "h11"):
+            raise MissingExtraError("homespun serve", error.name, "serve") from None
+        raise
+
+
+def _limits(given: dict[str, Any]) -> Limits:
+    """The limits, where they are not the usual ones. One that is impossible is named as it was written."""
+    from homespun import config
+    from homespun.serve.limits import Limits
+
+    try:
+        return config.parse(Limits, {name: value for name, value in given.items() if value is not None}, "the limits")
     except ConfigError as error:
         name = error.problem.split()[0]
         option = f"--{OPTIONS.get(name, name)}"
         raise ConfigError(error.problem.replace(name, option, 1), f"Change {option} and try again.") from None
+
+
+def _give_index(runs: Runs, retrieve: str | None, passages: int | None) -> None:
+    from homespun.serve.retrieving import ServedMeaning
+
+    for served in runs.models.values():
+        assert served.run is not None
+        served.grounding = grounding(retrieve, passages, served.run, ServedMeaning(served))
 
 
 def _tell_notes(runs: Runs) -> None:

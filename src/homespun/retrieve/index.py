@@ -38,6 +38,7 @@ _ADDED = {f"sqlite_autoindex_{name}_1" for name in ("about", "source")} | {
 VECTOR = "<f4"  # how the numbers of a vector are kept
 DEPTH = 100  # passages of each ranking that are fused
 RANK = 60
+LONGEST = 2000  # characters of a query, the last ones: they say what it is about now
 QUERY = 64  # different words of a query that are looked for, the last ones
 
 _WORD = re.compile(r"\w+")
@@ -93,7 +94,7 @@ class Index:
 
     def retrieve(self, query: str, count: int = 3) -> list[Passage]:
         """See `Retriever`. The score is the sum of 1 / (60 + rank) over the rankings that a passage is in."""
-        depth = max(DEPTH, count)
+        depth, query = max(DEPTH, count), query[-LONGEST:]
         with self._lock, told(self.path):
             rankings = [self._by_words(query, depth)]
         if self._meaning is not None and query.strip():

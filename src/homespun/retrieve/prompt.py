@@ -7,6 +7,7 @@ What is written in a passage is ordinary text, whatever it spells.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -41,9 +42,10 @@ class Grounding:
             raise ConfigError(f"passages = {passages} leaves none", "Ask for one at least.")
         self.retriever, self.count = retriever, passages
 
-    def prompt(self, text: str, generator: Generator, max_tokens: int) -> Grounded[str]:
-        """A text to be continued, behind its passages; `max_tokens`: that are going to be written."""
-        most = room(generator, max_tokens)
+    def prompt(self, text: str, generator: Generator, max_tokens: int, limit: int | None = None) -> Grounded[str]:
+        """A text to be continued, behind its passages. `max_tokens`: that are going to be written; `limit`: tokens that
+        the prompt may have, where that is fewer than the context has room for."""
+        most = min(room(generator, max_tokens), limit or math.inf)
 
         def fits(prompt: str) -> bool:
             return len(generator.begin) + len(generator.tokenizer.encode(prompt)) <= most

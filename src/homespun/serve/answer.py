@@ -14,15 +14,19 @@ from homespun.errors import HomespunError
 from homespun.generate.records import Token
 from homespun.serve.errors import Gone, Refusal, refusal_of, to_json
 from homespun.serve.house import House
+from homespun.serve.retrieving import Retrieved
 from homespun.serve.scheduler import Ticket
 from homespun.serve.schema import Writing
 from homespun.serve.shapes import Shape
 
 
 class Answer:
-    """What was asked for, and the ticket for it. `fingerprint`: changes with the weights."""
+    """What was asked for, and the ticket for it. `fingerprint`: changes with the weights. `retrieved`: the passages in
+    its prompts, which the end of the answer tells."""
 
-    def __init__(self, asked: Writing, ticket: Ticket, shape: Shape, fingerprint: str):
+    def __init__(
+        self, asked: Writing, ticket: Ticket, shape: Shape, fingerprint: str, retrieved: Retrieved = None
+    ):  # fmt: skip
         self.asked, self.ticket, self._shape = asked, ticket, shape
         self._head = {
             "id": f"{shape.prefix}-{secrets.token_hex(12)}",
@@ -30,6 +34,7 @@ class Answer:
             "model": asked.model,
             "system_fingerprint": fingerprint,
         }
+        self._end = {} if retrieved is None else {"retrieved": retrieved}
         self._untold = set(range(len(ticket.rows)))  # texts of whose prompts the ids were not told yet
 
     async def whole(self) -> dict[str, Any]:
@@ -41,7 +46,7 @@ class Answer:
             self._choice(row, self._shape.choice(tokens, tokens[-1].finish), tokens) for row, tokens in enumerate(texts)
         ]
         usage = self._usage(sum(map(len, texts)))
-        return self._head | {"object": self._shape.whole, "choices": choices, "usage": usage}
+        return self._head | {"object": self._shape.whole, "choices": choices, "usage": usage} | self._end
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer piece by piece. What arrived together goes together."""
@@ -51,13 +56,15 @@ class Answer:
         if events:
             yield b"".join(events)
         held: list[list[Token]] = [[] for _ in rows]  # written, but not certain yet
-        events, written = [], 0
+        events, written, open_texts = [], 0, len(held)
         async for token in self.ticket:
             written += 1
             held[token.row].append(token)
+            open_texts -= token.finish is not None
             if token.text or token.finish is not None:
                 tokens, held[token.row] = held[token.row], []
-                events.append(self._event(token.row, self._shape.piece(token.row, tokens, token.finish), tokens))
+                piece = self._shape.piece(token.row, tokens, token.finish)
+                events.append(self._event(token.row, piece, tokens, None if open_texts else self._end))
             if events and not self.ticket.news:
                 yield b"".join(events)
                 events = []
@@ -65,8 +72,10 @@ class Answer:
             yield event(self._part([]) | {"usage": self._usage(written)})
         yield b"data: [DONE]\n\n"
 
-    def _event(self, row: int, choice: dict[str, Any], tokens: list[Token]) -> bytes:
-        return event(self._part([self._choice(row, choice, tokens)]))
+    def _event(
+        self, row: int, choice: dict[str, Any], tokens: list[Token], more: dict[str, Any] | None = None
+    ) -> bytes:
+        return event(self._part([self._choice(row, choice, tokens)]) | (more or {}))
 
     def _part(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         part = self._head | {"object": self._shape.part, "choices": choices}

@@ -158,6 +158,7 @@ class Writing(Wire):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     regex: Annotated[str, Field(max_length=4096)] | None = None
     return_token_ids: bool | None = None
+    retrieve: bool | None = None
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> Writing:

@@ -10,6 +10,7 @@ from homespun.config import to_dict
 from homespun.errors import CheckpointError
 from homespun.generate.template import template_of
 from homespun.model.packed import Weights
+from homespun.retrieve.prompt import Grounding
 from homespun.run import Run, load
 from homespun.serve.errors import Refusal
 from homespun.serve.limits import Limits
@@ -21,13 +22,14 @@ class Served:
     """A run under its name, with the thread that writes for everybody who asks for it.
 
     `run`: none while it has no checkpoint; then it can be watched only. `template`: how its conversations become
-    prompts.
+    prompts. `grounding`: looks passages up for what it is asked.
     """
 
     def __init__(self, name: str, folder: Path, run: Run | None, limits: Limits):
         self.name, self.folder, self.run = name, folder, run
         self._scheduler = Scheduler(run.generator, limits.rows, limits.queue) if run is not None else None
         self.template = template_of(run) if run is not None else None
+        self.grounding: Grounding | None = None
         self.created = int((folder / "recipe.yaml").stat().st_mtime)
 
     @property

@@ -14,6 +14,7 @@ from homespun.serve.errors import Refusal, about
 from homespun.serve.house import House, json_response
 from homespun.serve.limits import Limits
 from homespun.serve.reading import read
+from homespun.serve.retrieving import Retrieved, messages_of, prompts_of
 from homespun.serve.schema import ChatRequest, CompletionRequest, Writing
 from homespun.serve.served import Served
 from homespun.serve.shapes import Chat, Completions, Shape
@@ -46,38 +47,38 @@ class Writers:
         served = self._house.runs.model(asked.model)
         generator = served.scheduler.generator
         tokenizer = generator.tokenizer
+        tokens = asked.max_tokens or min(COMPLETION_TOKENS, self._limits.tokens)
         with about("prompt"):
-            prompts = [
-                generator.begin + tokenizer.encode(each) if isinstance(each, str) else each for each in asked.prompt
-            ]
+            told, retrieved = prompts_of(served, asked, tokens, self._limits)
+            prompts = [generator.begin + tokenizer.encode(each) if isinstance(each, str) else each for each in told]
         before = [""] * len(prompts)
         if asked.echo:
             before = [p if isinstance(p, str) else tokenizer.decode(p, special=True) for p in asked.prompt]
         shape = Completions(tokenizer, [text for text in before for _ in range(asked.n or 1)], asked.logprobs)
-        sampling = sampling_of(asked, asked.max_tokens or min(COMPLETION_TOKENS, self._limits.tokens))
-        return self._open(asked, served, prompts, sampling, shape, asked.logprobs or 0)
+        return self._open(asked, served, prompts, sampling_of(asked, tokens), shape, asked.logprobs or 0, retrieved)
 
     def _chat(self, body: bytes) -> Answer:
         asked = read(ChatRequest, body)
         served = self._house.runs.model(asked.model)
         template = served.template
         assert template is not None  # a model has one
-        with about("messages"):
-            prompt = template.prompt([message.model_dump() for message in asked.messages])
         tokens = asked.max_completion_tokens or asked.max_tokens or self._limits.tokens
+        with about("messages"):
+            messages, retrieved = messages_of(served, asked, tokens, self._limits)
+            prompt = template.prompt(messages)
         sampling = sampling_of(asked, tokens, template.stops)
         shape = Chat(served.scheduler.generator.tokenizer, bool(asked.logprobs))
-        return self._open(asked, served, [prompt], sampling, shape, asked.top_logprobs or 0)
+        return self._open(asked, served, [prompt], sampling, shape, asked.top_logprobs or 0, retrieved)
 
     def _open(
         self, asked: Writing, served: Served, prompts: list[list[int]], sampling: Sampling, shape: Shape,
-        alternatives: int,
+        alternatives: int, retrieved: Retrieved,
     ) -> Answer:  # fmt: skip
         scheduler = served.scheduler
         refuse_beyond(self._limits, scheduler.rows + scheduler.queue, asked, prompts, sampling)
         with about("messages" if isinstance(asked, ChatRequest) else "prompt"):
             ticket = scheduler.open(prompts, sampling, asked.n or 1, alternatives)
-        return Answer(asked, ticket, shape, served.fingerprint)
+        return Answer(asked, ticket, shape, served.fingerprint, retrieved)
 
 
 def refuse_beyond(
