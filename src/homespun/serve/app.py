@@ -19,6 +19,7 @@ from homespun.serve.errors import Refusal, refusal_of
 from homespun.serve.guard import Guard
 from homespun.serve.house import House, json_response, refused
 from homespun.serve.inspecting import inspect, tokens_of
+from homespun.serve.learning import learning
 from homespun.serve.pages import Pages
 from homespun.serve.reading import read
 from homespun.serve.schema import EmbeddingsRequest, InspectRequest
@@ -38,11 +39,13 @@ def build(house: House, host: str = "127.0.0.1", names: Collection[str] = (), ke
         Route("/v1/models/{name}", looks.model),
         Route("/v1/inspect", looks.inspect, methods=["POST"]),
         Route("/v1/runs", looks.runs),
+        Route("/v1/runs/{name}/learning", looks.learning),
         Route("/v1/runs/{name}/{file}", looks.rows),
         Route("/health", looks.health),
         Route("/metrics", looks.metrics),
         Route("/", pages.playground),
         Route("/live", pages.live),
+        Route("/learn", pages.learn),
         Route("/static/{name}", pages.static),
     ]
 
@@ -120,6 +123,13 @@ class Looks:
         path = self._house.runs.all[name].folder / FILES[file]
         after = byte_of(request.query_params.get("after", "0"))
         return json_response(await self._house.beside(rows_after, path, after))
+
+    async def learning(self, request: Request) -> Response:
+        """GET /v1/runs/{name}/learning."""
+        name = request.path_params["name"]
+        if name not in self._house.runs.all:
+            raise Refusal(404, "There is no such run", "not_found")
+        return await self._house.beside(lambda: json_response(learning(self._house.runs.all[name])))
 
 
 def _told(served: Served) -> dict[str, Any]:

@@ -57,8 +57,7 @@ def refusal_of(error: HomespunError | Refusal) -> Refusal:
 
 @contextmanager
 def about(field: str) -> Iterator[None]:
-    """A mistake that is found inside is one in this field of a request, or in that with whose name its sentence begins.
-    """
+    """A mistake that is found inside is one in this field of a request, or in the one that its sentence begins with."""
     try:
         yield
     except HomespunError as error:

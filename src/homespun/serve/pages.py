@@ -35,6 +35,10 @@ class Pages:
         """GET /live."""
         return self._file("live.html")
 
+    async def learn(self, request: Request) -> Response:
+        """GET /learn."""
+        return self._file("learn.html")
+
     async def static(self, request: Request) -> Response:
         """GET /static/{name}."""
         return self._file(request.path_params["name"])

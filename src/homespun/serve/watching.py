@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from homespun.serve.errors import Refusal
+from homespun.serve.learning import has_journal
 from homespun.serve.served import Served
 
 LIVELY = 60.0  # seconds since the last row in which a run counts as being trained
@@ -28,6 +29,7 @@ def overview(served: Served) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in run.model.parameters()) if run is not None else None,
         "context": run.recipe.model.context if run is not None else None,
         "training": metrics.is_file() and time.time() - metrics.stat().st_mtime < LIVELY,
+        "learning": has_journal(served),
         "experts": served.experts,
         "chat": served.template is not None and served.template.conversational,
         "stops": served.template.stops if served.template is not None else [],

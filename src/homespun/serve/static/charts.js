@@ -4,6 +4,7 @@ import { element, percent, short } from "./page.js";
 
 const uPlot = globalThis.uPlot;
 const HEIGHT = 210;
+const WHOLE = [...Array(13).keys()].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power)); // steps apart
 
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -32,11 +33,13 @@ function framed(title, note, place) {
 
 export class Curves {
   // `lines`: [column, label, colour, {points, faint, dashed}] of each curve. `note`: what the caption adds.
-  constructor({ title, lines, note = "" }) {
+  // `along`: what `columns.steps` counts.
+  constructor({ title, lines, note = "", along = "step" }) {
+    this.along = along;
     this.title = title;
     this.lines = lines;
     this.place = element("div", { class: "plot", tabIndex: 0, role: "slider" });
-    this.place.setAttribute("aria-label", `${title}: arrow keys read it step by step`);
+    this.place.setAttribute("aria-label", `${title}: arrow keys read it ${along} by ${along}`);
     this.place.addEventListener("keydown", (event) => this.#walk(event));
     this.root = framed(title, element("span", { class: "help", textContent: note }), this.place);
     new ResizeObserver(() => this.plot?.setSize(this.#size())).observe(this.place);
@@ -65,8 +68,8 @@ export class Curves {
       ...this.#size(),
       cursor: { sync: { key: "run" }, y: false, points: { size: 7 } },
       scales: { x: { time: false, distr: logarithmic ? 3 : 1 }, y: { range: ranged } },
-      axes: [axis({ values: figures }), axis({ values: figures, size: 50 })],
-      series: [{ label: "step", value: pointed }, ...this.lines.map(series)],
+      axes: [axis({ values: figures, incrs: logarithmic ? undefined : WHOLE }), axis({ values: figures, size: 50 })],
+      series: [{ label: this.along, value: pointed }, ...this.lines.map(series)],
     }, data, this.place);
   }
 
@@ -80,7 +83,7 @@ export class Curves {
     this.place.setAttribute("aria-valuemin", data[0][0]);
     this.place.setAttribute("aria-valuemax", data[0].at(-1));
     this.place.setAttribute("aria-valuenow", data[0][index]);
-    this.place.setAttribute("aria-valuetext", `step ${data[0][index]}: ${values.join(", ")}`);
+    this.place.setAttribute("aria-valuetext", `${this.along} ${data[0][index]}: ${values.join(", ")}`);
   }
 
   // Arrow keys move the cursor from step to step.

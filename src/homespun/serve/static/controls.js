@@ -31,6 +31,10 @@ const CONTROLS = [
     help: "One in a line; \\n stands for a new line. A text ends before the first of them." },
   { name: "logit_bias", label: "Logit bias", lines: 2, more: true, read: biases, placeholder: "42: -100",
     help: "One “id: bias” in a line, from -100 (never) to 100. A token's id stands with its alternatives." },
+  { name: "regex", label: "Regular expression", lines: 1, more: true, read: expression, placeholder: "[0-9]{4}",
+    help: "The text matches it from beginning to end." },
+  { name: "response_format", label: "JSON schema", lines: 3, more: true, read: schema, placeholder: '{"type": "object"}',
+    help: "The text is JSON that fits this schema; {} is any object." },
 ];
 
 export class Controls {
@@ -146,6 +150,22 @@ function biases(input) {
     return [id, Number(bias)];
   });
   return found.length ? Object.fromEntries(found) : undefined;
+}
+
+function expression(input) {
+  return input.value === "" ? undefined : input.value;
+}
+
+function schema(input) {
+  if (!input.value.trim()) return undefined;
+  let found;
+  try {
+    found = JSON.parse(input.value);
+  } catch { /* told below */ }
+  if (found === null || typeof found !== "object" || Array.isArray(found)) {
+    throw wrong(input, "JSON schema should be a JSON object, such as {\"type\": \"object\"}.");
+  }
+  return { type: "json_schema", json_schema: { name: "text", schema: found } };
 }
 
 function wrong(input, message) {
