@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ import pytest
 
 import homespun as hs
 from tests.browser.watched import Watched
+from tests.learn import learners
 from tests.serve.process import Process
 
 if TYPE_CHECKING:
@@ -25,14 +28,23 @@ EXPERTS = ("model.feed_forward.kind=experts", "model.feed_forward.experts=4", "m
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`small`, its twin `other`, the mixture `experts`, and `growing`, which is only being trained."""
+    """`small`, its twin `other`, the mixture `experts`, `growing`, which is only being trained, and `learner`, which
+    has learned from two sources since."""
     place = tmp_path_factory.mktemp("browser")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOMESPUN_CACHE", str(place / "cache"))
         for name, more in {"small": (), "other": ("train.seed=7",), "experts": EXPERTS}.items():
             hs.train("stories:40", hs.recipe("house-tiny", *SMALL, *more), out=place / name)
     shutil.copytree(place / "experts", place / "growing", ignore=shutil.ignore_patterns("checkpoints", "*.jsonl"))
-    return {name: place / name for name in ("small", "other", "experts", "growing")}
+    learners.copy(place / "small", place / "learner")
+    learners.write_rows(place / "sums.jsonl", [*learners.sums(12), *learners.sums(3), "short"])
+    learners.write_rows(
+        place / "notes.jsonl", [f"On day {day} it rained {day * day} drops in the town." for day in range(20)]
+    )
+    sources = [f"{domain}={place / domain}.jsonl" for domain in ("sums", "notes")]
+    learn = [sys.executable, "-m", "homespun", "learn", str(place / "learner"), *sources, "--quiet"]
+    subprocess.run([*learn, "learn.cycle_tokens=1000", "learn.gate=false", "learn.evaluate_tokens=1024"], check=True)
+    return {name: place / name for name in ("small", "other", "experts", "growing", "learner")}
 
 
 @pytest.fixture(scope="session")

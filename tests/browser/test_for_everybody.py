@@ -1,4 +1,4 @@
-"""Both pages for a keyboard, a phone, the dark, and a screen reader."""
+"""The pages for a keyboard, a phone, the dark, and a screen reader."""
 
 from __future__ import annotations
 
@@ -67,7 +67,15 @@ def watching(at: Watched) -> Watched:
     return at
 
 
-PAGES: dict[str, Callable[[Watched], Watched]] = {"/": full, "/live": watching}
+def learning(at: Watched) -> Watched:
+    """The learner's page with all that a learner did."""
+    at.find("#run").select_option("learner")
+    expect(at.find("#curves canvas")).to_be_visible()
+    expect(at.find(".cycle").first).to_be_visible()
+    return at
+
+
+PAGES: dict[str, Callable[[Watched], Watched]] = {"/": full, "/live": watching, "/learn": learning}
 
 
 @pytest.mark.parametrize("path", PAGES)
