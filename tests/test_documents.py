@@ -350,6 +350,9 @@ def test_alen_6_training():
     assert [each.steps for each in updates] == [1, 1, 1] and updates[-1].loss_after < updates[0].loss_before
     model.learn_qa("What is 3+3?", "The answer is 6.")
     assert model.answer("What is 2+2?") == "The answer is 4."  # still
+    assert model.answer("What is 3+3?") == "The answer is 6."
+    model.undo()
+    assert model.answer("What is 2+2?") == "The answer is 4." and model.answer("What is 3+3?") != "The answer is 6."
 
 
 def test_alen_7_generation(alen):
@@ -377,17 +380,36 @@ def test_alen_8_a_vocabulary_that_grows():
     model.learn("the cat and the dog and the cat and the dog")
     stats = model.stats()
     assert 260 < stats.vocab_size <= stats.max_vocab_size == 8000
+    full = LargeLanguageModel(dataclasses.replace(LargeModelConfig.micro(), vocab_size=262))
+    for text in ("the cat and the dog and the cat and the dog", "another text, another text"):
+        full.learn(text)
+        assert (full.stats().vocab_size, full.stats().max_vocab_size) == (262, 262)
 
 
-def test_alen_11_thoughts(alen):
+def test_alen_11_thoughts():
     from homespun.families.alen import LatentDecoder, ThoughtState
 
     thought = ThoughtState.from_input("question", 256)
     latent_decoder = LatentDecoder(256, 64)
-    assert LargeModelConfig.small().d_model == 256  # the document's model; `generate` is that of example 7
+    large_model = LargeLanguageModel(LargeModelConfig.small())
     text, confidence = latent_decoder.generate(thought)
     assert isinstance(text, str) and 0 < confidence < 1
-    assert isinstance(alen.generate("prompt", 50, 0.8), str)
+    assert isinstance(large_model.generate("prompt", 50, 0.8), str)
+
+
+def test_the_key_features_of_alen(documents, alen):
+    """Those that no example shows: causal masking, teacher forcing, and gradient updates."""
+    assert all(words in documents["alen"] for words in ("Causal masking", "Teacher forcing", "Gradient updates"))
+    ids = torch.randint(260, (1, 12))
+    alen.decoder.eval()
+    with torch.no_grad():
+        whole, part = alen.decoder(ids), alen.decoder(ids[:, :7])
+    assert torch.allclose(whole[:, :7], part, atol=1e-5)
+    before = {name: weight.clone() for name, weight in alen.decoder.state_dict().items()}
+    alen.train_on_sequence("One update.")
+    moved = [name for name, weight in alen.decoder.state_dict().items() if not torch.equal(weight, before[name])]
+    alen.undo()
+    assert moved == list(before) and all(torch.equal(before[n], w) for n, w in alen.decoder.state_dict().items())
 
 
 def test_the_sizes_of_alen(documents):
