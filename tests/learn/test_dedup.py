@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 from homespun.learn.dedup import bands, clean, content_key, signature, similarity, unreadable
+from homespun.learn.journal import CROWD, Journal, Prepared
 
 
 def words(count: int, seed: int) -> list[str]:
@@ -45,3 +47,17 @@ def test_the_estimate_is_the_jaccard_similarity() -> None:
 def test_short_and_empty_texts_have_signatures() -> None:
     assert similarity(signature("a"), signature("a")) == 1
     assert signature("").shape == signature("some longer text").shape
+
+
+def test_forms_that_are_filled_in_do_not_crowd_the_index(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite")
+    source = journal.source("forms", "forms")
+    form = " ".join(words(40, 0))
+    texts = [f"{form} {' '.join(words(9, 1 + number))}" for number in range(8 * CROWD)]
+    other = words(300, 7)
+    texts += [" ".join(other), " ".join([*other[:-1], "edited"])]
+    journal.take(source, "", [Prepared.of(text, 1) for text in texts], None)
+    assert max(row[0] for row in journal.rows("SELECT count(*) FROM bands GROUP BY band")) == CROWD
+    states = [row[0] for row in journal.rows("SELECT state FROM items ORDER BY id")]
+    assert states.count("waiting") > CROWD and states[-2:] == ["waiting", "alike"]
+    journal.close()

@@ -6,13 +6,19 @@ import io
 import json
 import os
 import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from homespun.errors import DataError
-from homespun.learn.sources import PART, Source, open_sources
+from homespun.learn.parts import PART, Source
+from homespun.learn.sources import open_sources
 from homespun.learn.spool import folder_of, put
 from homespun.learn.web import texts_of
 from tests.learn.learners import sums, write_rows
@@ -74,7 +80,25 @@ def test_a_row_that_is_none_costs_only_itself(tmp_path: Path) -> None:
     path.write_bytes(b"\n".join([rows[0], b"{broken", b"\xff\xfe", rows[1]]))
     reader = Reader(str(path), tmp_path)
     assert reader.read() == texts
-    assert len(reader.problems) == 1 and "log.jsonl, byte 0" in reader.problems[0]
+    assert len(reader.problems) == 1
+    assert f"log.jsonl, byte {len(rows[0]) + 1} is no JSON" in reader.problems[0]
+
+
+def test_a_long_row_comes_in_parts_and_is_read_on_after_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    pieces = [f"{number} " * 500 + "\n\n" for number in range(1000, 1000 + 3 * PART)]  # longer than a piece
+    write_rows(path, ["".join(pieces), "last"])
+    reader = Reader(str(path), tmp_path, watch=True)
+    first = reader.read(1)
+    assert len(first) == PART and first + reader.read() == [*pieces, "last"] and reader.read() == []
+
+
+def test_a_row_without_bound_costs_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("homespun.learn.files.ROW", 1000)
+    path = tmp_path / "log.jsonl"
+    write_rows(path, ["x" * 10_000, "good"])
+    reader = Reader(str(path), tmp_path, watch=True)
+    assert reader.read() == ["good"] and "more than 1,000 bytes" in reader.problems[0]
 
 
 def test_a_folder_gives_new_and_changed_files(tmp_path: Path) -> None:
@@ -90,6 +114,66 @@ def test_a_folder_gives_new_and_changed_files(tmp_path: Path) -> None:
     path.write_text("second")
     os.utime(path, (2, 2))
     (folder / ".hidden.txt").write_text("no")
+    assert reader.read() == ["second"]
+
+
+def test_a_folder_gives_nothing_from_outside_and_nothing_hidden(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "notes", tmp_path / "secret.txt"
+    (folder / ".git").mkdir(parents=True)
+    (folder / ".git" / "log.txt").write_text("hidden")
+    outside.write_text("secret")
+    (folder / "one.txt").write_text("first")
+    (folder / "out.txt").symlink_to(outside)
+    (folder / "in.txt").symlink_to(folder / "one.txt")
+    (folder / "loop.txt").symlink_to(folder / "loop.txt")
+    os.mkfifo(folder / "pipe.txt")
+    assert Reader(str(folder), tmp_path).read() == ["first", "first"]
+
+
+def test_a_file_that_cannot_be_read_now_hides_no_other_and_is_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.txt", "b.jsonl", "c.txt"):
+        (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")
+        os.utime(tmp_path / name, (1, 1))
+    reader = Reader(str(tmp_path), tmp_path, watch=True)
+    with monkeypatch.context() as patch:
+        opened = open
+
+        def forbid(path: Any, *rest: Any, **more: Any) -> Any:
+            if str(path).endswith(("a.txt", "b.jsonl")):
+                raise PermissionError(13, "Permission denied")
+            return opened(path, *rest, **more)
+
+        patch.setattr("builtins.open", forbid)
+        patch.setattr(Path, "open", forbid)
+        assert len(reader.read()) == 1
+        assert [problem.endswith("cannot be read: Permission denied") for problem in reader.problems] == [True, True]
+    assert len(reader.read()) == 2 and reader.read() == []
+
+
+def test_a_file_from_the_future_is_read(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("first")
+    os.utime(tmp_path / "one.txt", (1e11, 1e11))
+    assert Reader(str(tmp_path), tmp_path, watch=True).read() == ["first"]
+
+
+def test_a_folder_that_was_away_gives_only_what_is_new(tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    (folder / "one.txt").write_text("first")
+    os.utime(folder / "one.txt", (1, 1))
+    reader = Reader(str(folder), tmp_path, watch=True)
+    assert reader.read() == ["first"]
+    folder.rename(tmp_path / "away")
+    with pytest.raises(DataError, match="does not exist"):
+        reader.read()
+    folder.mkdir()  # the point of a mount
+    assert reader.read() == []
+    folder.rmdir()
+    (tmp_path / "away").rename(folder)
+    (folder / "two.txt").write_text("second")
+    os.utime(folder / "two.txt", (1, 1))
     assert reader.read() == ["second"]
 
 
@@ -119,8 +203,70 @@ def test_a_query_goes_on_behind_its_cursor(tmp_path: Path) -> None:
         open_sources([f"sqlite:{place}?select * from notes"], tmp_path, False)
     with pytest.raises(DataError, match="falls from"):
         Reader(f"sqlite:{place}?select * from notes where day > :cursor order by day desc", tmp_path).read()
-    with pytest.raises(DataError, match="readonly"):
-        Reader(f"sqlite:{place}?delete from notes where day > :cursor", tmp_path).read()
+    with pytest.raises(DataError, match="again, which is not behind"):
+        Reader(f"sqlite:{place}?select * from notes where day >= :cursor order by day", tmp_path).read()
+
+
+def test_a_query_only_reads(tmp_path: Path) -> None:
+    place, other = tmp_path / "notes.db", tmp_path / "other.db"
+    base = sqlite3.connect(place)
+    base.execute("CREATE TABLE notes (id INTEGER, body TEXT)")
+    base.execute("INSERT INTO notes VALUES (1, 'one')")
+    base.commit()
+    for query in (
+        "delete from notes where id > :cursor",
+        f"attach '{other}' as x -- :cursor",
+        "pragma user_version = 3 -- :cursor",
+        "create temp table x as select :cursor",
+        f"vacuum into '{other}' -- :cursor",
+        "select load_extension('x', :cursor)",
+    ):
+        with pytest.raises(DataError, match="not authorized|prohibited|denied"):
+            Reader(f"sqlite:{place}?{query}", tmp_path).read()
+    assert not other.exists() and base.execute("SELECT count(*) FROM notes").fetchone() == (1,)
+
+
+def test_a_query_takes_limited_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("homespun.learn.database.SECONDS", 0.05)
+    sqlite3.connect(tmp_path / "empty.db").execute("CREATE TABLE a (b)")
+    endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select i from n where i < :cursor"
+    with pytest.raises(DataError, match="more than 0 seconds"):
+        Reader(f"sqlite:{tmp_path / 'empty.db'}?{endless}", tmp_path).read()
+
+
+def test_a_reader_that_waits_locks_no_writer_out(tmp_path: Path) -> None:
+    place = tmp_path / "notes.db"
+    base = sqlite3.connect(place, timeout=0)
+    base.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, body BLOB)")
+    base.executemany("INSERT INTO notes (body) VALUES (?)", [(f"note {n}\xff".encode(),) for n in range(3 * PART)])
+    base.execute("UPDATE notes SET body = CAST(x'ff41' AS TEXT) WHERE id = 1")  # no UTF-8
+    base.commit()
+    reader = Reader(f"sqlite:{place}?select id, body from notes where id > :cursor order by id", tmp_path)
+    parts = reader.source.changes(lambda place: None)
+    texts = list(next(parts).texts)
+    base.execute("INSERT INTO notes (body) VALUES ('while it waits')")
+    base.commit()
+    found: list[str] = []
+    other = threading.Thread(target=lambda: found.extend(text for part in parts for text in part.texts))
+    other.start()  # the learner reads each part from another thread
+    other.join()
+    assert [*texts, *found] == ["\ufffdA", *(f"note {n}\xff" for n in range(1, 3 * PART)), "while it waits"]
+    base.execute("BEGIN EXCLUSIVE")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError, match="locked"):
+        patch.setattr("homespun.learn.database.PATIENCE", 0.01)
+        reader.read()
+
+
+def test_a_cursor_must_be_a_number_or_text(tmp_path: Path) -> None:
+    place = tmp_path / "notes.db"
+    base = sqlite3.connect(place)
+    base.execute("CREATE TABLE notes (id, body)")
+    base.executemany("INSERT INTO notes VALUES (?, ?)", [(1, "one"), (2.5, "two"), ("x", "three")])
+    base.commit()
+    query = f"sqlite:{place}?select id, body from notes where id > :cursor order by id"
+    assert Reader(query, tmp_path).read() == ["one", "two", "three"]
+    with pytest.raises(DataError, match="is None"):
+        Reader(f"sqlite:{place}?select null, body from notes where id > :cursor", tmp_path).read()
 
 
 def test_standard_input_is_cut_where_it_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +310,63 @@ def test_feeds_and_pages_give_their_text(tmp_path: Path) -> None:
     assert [text.strip() for text in texts_of(page, "page")] == ["Shown <here>"]
     with pytest.raises(DataError, match="entities"):
         texts_of(b'<!DOCTYPE x [<!ENTITY a "b">]><rss></rss>', "bomb")
+
+
+def test_an_open_page_costs_no_more_than_its_length() -> None:
+    for page in ("<script>" * 100_000, "<!--" * 200_000, "<" * 800_000):  # each once took a time squared
+        assert not "".join(texts_of(b"<html>" + page.encode(), "page")).replace("<", "").strip()
+    assert texts_of(
+        "<?xml version='1.0' encoding='latin-1'?><rss><item><title>\u00e9</title></item></rss>".encode("latin-1"), "f"
+    ) == ["\u00e9"]
+
+
+@contextmanager
+def server(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """An HTTP server on this machine; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer(self)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+def test_an_address_is_read_whole_and_leads_nowhere_else(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    pytest.importorskip("aiohttp")
+    asked: list[str] = []
+    moved = {"/file": "file:///etc/hostname", "/other": "http://localhost:9/", "/here": "/page", "/round": "/round"}
+
+    def answer(to: BaseHTTPRequestHandler) -> None:
+        asked.append(to.path)
+        if place := moved.get(to.path):
+            to.send_response(302)
+            to.send_header("Location", place)
+            to.end_headers()
+            return
+        to.send_response(200 if to.path == "/page" else 500)
+        to.end_headers()  # no length is told
+        for number in range(5):
+            to.wfile.write(f"part {number}\n\n".encode())
+            to.wfile.flush()
+            time.sleep(0.02)
+
+    with server(answer) as address:
+        whole = "".join(f"part {number}\n\n" for number in range(5))
+        assert Reader(f"{address}/page", tmp_path).read() == [whole] == Reader(f"{address}/here", tmp_path).read()
+        for path, told in (("/file", "leads to file:"), ("/other", "leads to http://localhost:9/")):
+            with pytest.raises(DataError, match=told):
+                Reader(address + path, tmp_path).read()
+        for path in ("/round", "/broken"):
+            with pytest.raises(DataError, match="cannot be read"):
+                Reader(address + path, tmp_path).read()
+    with pytest.raises(DataError, match="cannot be read"):
+        Reader(address, tmp_path).read()  # nobody listens
 
 
 def test_what_means_nothing_is_an_error(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ Status = Annotated[bool, options.option("--status", None, "Tell what was learned
 Put = Annotated[bool, options.option("--put", None, "Only leave the texts in the run's queue, for a learner at work.")]
 Cycles = Annotated[int | None, options.option("--cycles", "N", "Stop after so many cycles.")]
 Minutes = Annotated[float | None, options.option("--minutes", "N", "Stop after so many minutes.")]
+Tokens = Annotated[int | None, options.option("--tokens", "N", "Stop after so many new tokens that were kept.")]
 Old = Annotated[
     list[str] | None,
     options.option("--old", "DATA", "Text it was trained on, to replay; the run's own if not given; none: without."),
@@ -34,6 +35,7 @@ def learn(
     put: Put = False,
     cycles: Cycles = None,
     minutes: Minutes = None,
+    tokens: Tokens = None,
     old: Old = None,
     json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -55,7 +57,8 @@ def learn(
     if put:
         _put(run, sources)
         return
-    done = _learn(run, sources, settings, old or [], watch, cycles, minutes, quiet or json)
+    limits = {"watch": watch, "cycles": cycles, "minutes": minutes, "tokens": tokens}
+    done = _learn(run, sources, settings, old or [], limits, quiet or json)
     if done.signal:
         again = show.command(*context.obj)
         typer.echo(f"Stopped at step {done.step}; what was kept is saved. To go on: {again}", err=True)
@@ -71,9 +74,7 @@ def _learn(
     sources: list[str],
     settings: list[str],
     old: list[str],
-    watch: bool,
-    cycles: int | None,
-    minutes: float | None,
+    limits: dict[str, Any],
     quiet: bool,
 ) -> Learned:
     import asyncio
@@ -94,7 +95,7 @@ def _learn(
 
     learner = Learner(folder, run.recipe, run.tokenizer, run.model, chosen, old, say)
     try:
-        return asyncio.run(learner.run(sources, Limits(watch, cycles, minutes)))
+        return asyncio.run(learner.run(sources, Limits(**limits)))
     finally:
         learner.close()
 
@@ -102,7 +103,7 @@ def _learn(
 def _put(run: Path, sources: list[str]) -> None:
     from homespun.data.sources import documents
     from homespun.errors import CheckpointError
-    from homespun.learn.sources import plain
+    from homespun.learn.parts import plain
     from homespun.learn.spool import put
 
     if not (run / "recipe.yaml").is_file():
@@ -136,4 +137,6 @@ def _status(run: Path, json: bool) -> None:
 
 def _cycle(row: dict[str, Any]) -> tuple[Any, ...]:
     step = row["step"] if row["step"] is not None else row["base_step"]
-    return row["id"], row["state"], step, row["new_tokens"], row["reason"] or "at work"
+    share = row["figures"].get("share", 1) if row["state"] == "kept" else 1
+    state = row["state"] if share == 1 else f"{share:.3g} of it {row['state']}"
+    return row["id"], state, step, row["new_tokens"], row["reason"] or "at work"

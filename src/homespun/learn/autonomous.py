@@ -20,9 +20,10 @@ from homespun.data.tokenizer import Tokenizer
 from homespun.errors import DataError
 from homespun.learn import dedup, replay
 from homespun.learn.journal import Journal, Prepared
+from homespun.learn.parts import PIECE, Part, Source
 from homespun.learn.pupil import Pupil
 from homespun.learn.settings import LearnConfig
-from homespun.learn.sources import PIECE, Part, Source, encode_cursor, open_sources, problem_of
+from homespun.learn.sources import encode_cursor, open_sources, problem_of
 from homespun.learn.study import Study
 from homespun.model.decoder import Decoder
 from homespun.train.guard import SignalGuard
@@ -34,16 +35,18 @@ ROOM = 3  # checkpoints for which the disk must have room
 
 @dataclass(frozen=True)
 class Limits:
-    """When a learner ends: after so many cycles, after so many minutes, or (without `watch`) when nothing is left."""
+    """When a learner ends: after so many cycles, minutes, or `tokens` of new text in kept cycles; without `watch` also
+    when nothing is left."""
 
     watch: bool = False
     cycles: int | None = None
     minutes: float | None = None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class Learned:
-    """How it ended. `reason`: `done`, `cycles`, `minutes`, `disk` or `signal`, and then `signal` is its number."""
+    """How it ended. `reason`: `done`, `cycles`, `minutes`, `tokens`, `disk`, or `signal`: that of number `signal`."""
 
     reason: str
     kept: int
@@ -73,6 +76,8 @@ class Learner:
         self._tell("start", replay.remember(self.journal, folder, recipe, tokenizer, self.settings, old))
         self._stop: str | None = None
         self._open = 0  # sources that may still give something
+        self._failing: set[tuple[int, str]] = set()  # sources by number, and what they were told to fail with
+        self._seen: set[int] = set()  # sources that were read since the start
 
     def _tell(self, kind: str, sentence: str) -> None:
         if sentence:
@@ -125,6 +130,8 @@ class Learner:
             return "cycles"
         if limits.minutes is not None and time.monotonic() - begin >= 60 * limits.minutes:
             return "minutes"
+        if limits.tokens is not None and self.study.tokens >= limits.tokens:
+            return "tokens"
         return "disk" if self._full() else None
 
     def _full(self) -> bool:
@@ -143,7 +150,7 @@ class Learner:
             return False
         if tokens >= self.settings.cycle_tokens or texts >= self.settings.queue:
             return True
-        patient = watch and since is not None and time.time() - since < self.settings.wait
+        patient = since is not None and 0 <= time.time() - since < self.settings.wait
         return not patient if watch else self._open == 0
 
     def _stuck(self) -> int:
@@ -159,37 +166,43 @@ class Learner:
         try:
             while self._stop is None:
                 try:
-                    await self._look(source, number)
+                    if await self._look(source, number):
+                        self._mended(number, source.name)
                 except (DataError, OSError) as error:
                     if not watch:
                         raise
-                    self._tell_once(number, problem_of(error))
+                    self._fails(number, problem_of(error))
                 if not watch or not source.lasting:
                     return
                 await self._sleep(max(self.settings.poll, getattr(source, "every", 0.0)))
         finally:
             self._open -= 1
 
-    async def _look(self, source: Source, number: int) -> None:
-        """Takes all that is new in a source now, as the queue has room for it and its rate allows."""
+    async def _look(self, source: Source, number: int) -> bool:
+        """Takes all that is new in a source now, as the queue has room for it and its rate allows; whether all of it
+        could be read."""
 
         def cursors(place: str) -> Any:
             found = self.journal.cursor(number, place)
             return None if found is None else json.loads(found)
 
-        parts = source.changes(cursors)
+        parts, whole = source.changes(cursors), True
         rate = self.settings.characters_per_minute
         while self._stop is None:
             while self.journal.queued()[0] >= self.settings.queue and self._stop is None:
                 await asyncio.sleep(0.02)
             if self._stop is not None or (part := await asyncio.to_thread(_next, parts)) is None:
-                return
-            if part.texts or part.cursor is not None or part.problem:
+                return whole
+            if part.texts or part.cursor is not None:
                 await asyncio.to_thread(self._take, number, part)
-            if part.problem:
-                self._say(part.problem)
+                if part.problem:
+                    self._say(part.problem)
+            elif part.problem:
+                whole = False
+                self._fails(number, part.problem)
             if rate is not None:
                 await self._sleep(60 * sum(map(len, part.texts)) / rate)
+        return False
 
     def _take(self, number: int, part: Part) -> None:
         texts = [piece for text in part.texts for piece in cut([dedup.clean(text)], PIECE)]
@@ -201,10 +214,22 @@ class Learner:
         if part.done is not None:
             part.done()
 
-    def _tell_once(self, number: int, problem: str) -> None:
-        if self.journal.value("SELECT problem FROM sources WHERE id = ?", number) != problem:
+    def _fails(self, number: int, problem: str) -> None:
+        """Tells once what of a source cannot be read now, and is tried again at each look."""
+        if (number, problem) not in self._failing:
+            self._failing.add((number, problem))
             self.journal.run("UPDATE sources SET problem = ? WHERE id = ?", problem, number)
-            self._tell("problem", problem)
+            self._tell("failing", problem)
+
+    def _mended(self, number: int, name: str) -> None:
+        failing = {problem for source, problem in self._failing if source == number}
+        if failing or number not in self._seen:
+            told = "SELECT text FROM events WHERE kind = 'failing'"  # perhaps before this start
+            self.journal.run(f"UPDATE sources SET problem = NULL WHERE id = ? AND problem IN ({told})", number)
+            self._failing -= {(number, problem) for problem in failing}
+            self._seen.add(number)
+        if failing:
+            self._tell("mended", f"{name} can be read again.")
 
     async def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds

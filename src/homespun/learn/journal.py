@@ -22,6 +22,7 @@ from homespun.errors import DataError
 from homespun.learn import dedup
 
 VERSION = 1
+CROWD = 32  # texts of one band: forms that are filled in would otherwise be compared with all before them
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE sources (id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, domain TEXT NOT NULL,
@@ -108,23 +109,33 @@ class Journal:
             if self._base.in_transaction:  # inside another one
                 yield
                 return
-            self._base.execute("BEGIN IMMEDIATE")
+            self.run("BEGIN IMMEDIATE")
             try:
                 yield
+                self.run("COMMIT")
             except BaseException:
-                self._base.execute("ROLLBACK")
+                if self._base.in_transaction:  # a full disk ends it by itself
+                    self._base.execute("ROLLBACK")
                 raise
-            self._base.execute("COMMIT")
 
     def run(self, statement: str, *values: Any) -> int:
         """Carries out a statement; the number of the row it added."""
-        with self._lock:
+        with self._lock, self._told():
             return self._base.execute(statement, values).lastrowid or 0
 
     def rows(self, statement: str, *values: Any) -> list[sqlite3.Row]:
         """What a query finds."""
-        with self._lock:
+        with self._lock, self._told():
             return self._base.execute(statement, values).fetchall()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turns what goes wrong with the file, such as a full disk, into a `DataError`."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            hint = "Make room on the disk or mend its rights; the same command then goes on."
+            raise DataError(f"{self.path} cannot be read or written: {error}", hint) from None
 
     def value(self, statement: str, *values: Any) -> Any:
         """The first column of the first row of a query; None where there is none."""
@@ -157,7 +168,8 @@ class Journal:
         problem: str | None = None,
         unclean: int = 0,
     ) -> int:
-        """Takes texts in and moves the cursor, at once; returns how many were new."""
+        """Takes texts in and moves the cursor, at once; returns how many were new. `problem`: what of the source will
+        never be read."""
         new = 0
         with self.transaction():
             domain = str(self.value("SELECT domain FROM sources WHERE id = ?", source))
@@ -187,7 +199,8 @@ class Journal:
         )  # fmt: skip
         if twin is None:
             for mark in marks:
-                self.run("INSERT OR IGNORE INTO bands VALUES (?, ?)", mark, number)
+                if len(self.rows("SELECT 1 FROM bands WHERE band = ? LIMIT ?", mark, CROWD)) < CROWD:
+                    self.run("INSERT OR IGNORE INTO bands VALUES (?, ?)", mark, number)
         return twin is None
 
     def _twin(self, found: np.ndarray, marks: Sequence[int]) -> int | None:

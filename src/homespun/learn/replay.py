@@ -7,7 +7,7 @@ order nor on kills. N tokens.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from homespun.data.sources import Side, documents
 from homespun.data.tokenizer import Tokenizer
 from homespun.errors import DataError
 from homespun.learn.journal import Journal
+from homespun.learn.parts import plain
 from homespun.learn.settings import LearnConfig
-from homespun.learn.sources import plain
 from homespun.train.folder import environment_of
 from homespun.train.gather import gather
 from homespun.train.recipe import Recipe
@@ -99,9 +99,11 @@ def held(journal: Journal, limit: int) -> dict[str, np.ndarray]:
     return {name: _joined(journal, _spans(journal, "held", name), limit) for name in domains(journal, "held")}
 
 
-def draw(journal: Journal, tokens: int, seed: int) -> np.ndarray:
-    """About so many tokens to replay, as many of each domain; `seed` decides which spans of it."""
+def draw(journal: Journal, tokens: int, seed: int, new: Collection[str] = ()) -> np.ndarray:
+    """About so many tokens to replay, as many of each domain, of those that have no `new` text if there are any; `seed`
+    decides which spans of it."""
     names = domains(journal, "replay")
+    names = [name for name in names if name not in new] or names
     parts = [np.zeros(0, dtype=np.int64)]
     for number, domain in enumerate(names):
         found = _spans(journal, "replay", domain)
