@@ -1,10 +1,11 @@
-"""What a learner keeps: Shakespeare, then German, then Wikipedia; with replay and gate, and without, side by side.
+"""What a learner keeps: Shakespeare, then German, then Wikipedia; with replay, without it, and without the gate, too.
 
-    python benchmarks/learner.py --steps 2000
+    python benchmarks/learner.py
 
-A run is trained on tinyshakespeare. Then a learner reads the German Genesis, and then articles of Wikipedia, both of
-the shared data, from the same checkpoint: once as it comes, once without replay and gate. Printed are the bits per byte
-of held-out text of each domain after each stage, and how the gate decided.
+A run is trained on tinyshakespeare. From its checkpoint a learner reads the German Genesis, and then articles of
+Wikipedia, both of the shared data, in three ways. Printed are bits per byte of text that no learner read, the last
+tenth of each domain, before and after each stage; and how far what was old in a stage stands above the lowest that it
+had before, by that text and by the one that the gate measures with.
 """
 
 from __future__ import annotations
@@ -23,89 +24,120 @@ import homespun as hs
 from homespun.config import override
 from homespun.learn.autonomous import Learner, Limits
 from homespun.learn.settings import LearnConfig
-from homespun.learn.status import status
 from homespun.train.log import PlainConsole
 
-WAYS = {"replay and gate": [], "neither": ["replay=0", "gate=false"]}
-SETTINGS = ["tokenizer.kind=bpe", "tokenizer.size=2048", "train.batch_tokens=4096", "train.compile=off"]
+WAYS = {
+    "as it comes: replay and gate": [],
+    "the gate, no replay": ["replay=0"],
+    "neither": ["replay=0", "gate=false"],
+}
+SETTINGS = ["model.width=96", "model.layers=3", "tokenizer.kind=bpe", "tokenizer.size=1024", "train.batch_tokens=2048",
+            "train.compile=off"]  # fmt: skip
+DOMAINS = ("corpus", "german", "wikipedia")
+SHARES = 10  # of which the last one is for the test
 
 
 def main() -> None:
-    """Trains, learns both ways, and prints a table."""
+    """Trains, learns in each way, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path(__file__).parent.parent.parent / "shared" / "data")
     parser.add_argument("--recipe", default="house-tiny")
-    parser.add_argument("--steps", default="1000", help="of the first training")
-    parser.add_argument("--cycles", type=int, help="of each stage at most")
-    parser.add_argument("--wikipedia", type=int, default=400_000, help="characters of it")
-    parser.add_argument("--learn", action="append", default=[], help="KEY=VALUE of both learners")
+    parser.add_argument("--steps", default="400", help="of the first training")
+    parser.add_argument("--wikipedia", type=int, default=200_000, help="characters of it")
+    parser.add_argument("--ways", type=int, nargs="*", default=[0, 1, 2], help="which of the ways")
+    parser.add_argument("--learn", action="append", default=[], help="KEY=VALUE of all learners")
     parser.add_argument("--out", type=Path, help="keeps the runs in this folder")
     parser.add_argument("--json", type=Path)
     parser.add_argument("settings", nargs="*", help="key=value of the first training")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out = given.out or Path(folder)
+        texts = texts_of(given.shared, given.wikipedia, out)
         recipe = hs.recipe(given.recipe, *SETTINGS, f"train.steps={given.steps}", *given.settings)
-        text = str(given.shared / "tinyshakespeare.txt")
-        first = hs.train(text, recipe, out / "shakespeare", console=PlainConsole(quiet=True))
-        stages = [f"german={given.shared / 'genesis' / 'german.txt'}", f"wikipedia={articles(given, out)}"]
+        first = hs.train(str(texts["corpus"][0]), recipe, out / "shakespeare", console=PlainConsole(quiet=True))
         found = {}
-        for name, settings in WAYS.items():
-            place = out / name.replace(" ", "-")
+        for name in [list(WAYS)[number] for number in given.ways]:
+            place = out / re.sub(r"\W+", "-", name)
             shutil.copytree(first.folder, place, ignore=shutil.ignore_patterns(".lock"))
-            found[name] = story(place, stages, [*settings, *given.learn], given.cycles)
+            found[name] = story(place, texts, [*WAYS[name], *given.learn])
             print(json.dumps({name: found[name]}), flush=True)
     print(table(found))
     if given.json:
         given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def articles(given: argparse.Namespace, out: Path) -> Path:
-    """Rows of Wikipedia, so many characters of them; without pyarrow, those of WikiText-2, which is Wikipedia, too."""
-    place, left = out / "wikipedia.jsonl", given.wikipedia
+def texts_of(shared: Path, characters: int, out: Path) -> dict[str, tuple[Path, Path]]:
+    """The files of each domain: what is learned, and the last tenth, which nobody learns."""
+    out.mkdir(parents=True, exist_ok=True)
+    whole = {
+        "corpus": (shared / "tinyshakespeare.txt").read_text(encoding="utf-8"),
+        "german": (shared / "genesis" / "german.txt").read_text(encoding="utf-8"),
+        "wikipedia": "\n\n".join(articles(shared))[:characters],
+    }
+    found = {}
+    for name, text in whole.items():
+        end = text.rindex("\n", 0, len(text) * (SHARES - 1) // SHARES)
+        found[name] = (out / f"{name}.txt", out / f"{name}-test.txt")
+        for place, part in zip(found[name], (text[:end], text[end:]), strict=True):
+            place.write_text(part, encoding="utf-8")
+    return found
+
+
+def articles(shared: Path) -> list[str]:
+    """Articles of Wikipedia; without pyarrow those of WikiText-2, which is Wikipedia, too."""
     try:
         from pyarrow import parquet
     except ImportError:
         print("without pyarrow the articles are those of WikiText-2: pip install pyarrow")
-        whole = (given.shared / "wikitext2" / "valid.txt").read_text(encoding="utf-8")
-        texts = re.split(r"^(?= = [^=\n]+ = *$)", whole, flags=re.MULTILINE)
-    else:
-        sample = given.shared / "wikipedia" / "wikipedia_en_sample.parquet"
-        texts = parquet.read_table(sample)["text"].to_pylist()
-    with place.open("w", encoding="utf-8") as file:
-        for text in texts:
-            if left <= 0:
-                break
-            file.write(json.dumps({"text": text[:left]}) + "\n")
-            left -= len(text)
-    return place
+        whole = (shared / "wikitext2" / "valid.txt").read_text(encoding="utf-8")
+        return re.split(r"^(?= = [^=\n]+ = *$)", whole, flags=re.MULTILINE)
+    return list(parquet.read_table(shared / "wikipedia" / "wikipedia_en_sample.parquet")["text"].to_pylist())
 
 
-def story(place: Path, stages: list[str], settings: list[str], cycles: int | None) -> list[dict[str, Any]]:
-    """Learns one stage after the other; the figures after each."""
-    rows = []
-    for stage in stages:
+def story(place: Path, texts: dict[str, tuple[Path, Path]], settings: list[str]) -> list[dict[str, Any]]:
+    """Learns German, then Wikipedia; the figures before, and after each."""
+    rows: list[dict[str, Any]] = [{"stage": "at first", "bits": bits(place, texts)}]
+    for stage in DOMAINS[1:]:
         run, begin = hs.load(place), time.monotonic()
         learner = Learner(place, run.recipe, run.tokenizer, run.model, override(LearnConfig(), settings))
-        done = asyncio.run(learner.run([stage], Limits(cycles=cycles)))
+        done = asyncio.run(learner.run([f"{stage}={texts[stage][0]}"], Limits()))
+        rises = gated(learner)
         learner.close()
-        told = status(place, last=1000)
-        bits = {each["domain"]: (each["first"], each["now"]) for each in told["domains"]}
-        row = {"stage": stage.split("=")[0], "kept": done.kept, "refused": done.refused, "bits": bits}
+        row = {"stage": stage, "kept": done.kept, "refused": done.refused, "gate": rises, "bits": bits(place, texts)}
         rows.append(row | {"seconds": round(time.monotonic() - begin, 1)})
     return rows
 
 
+def bits(place: Path, texts: dict[str, tuple[Path, Path]]) -> dict[str, float]:
+    """Bits per byte of the run on the test text of each domain."""
+    run = hs.load(place)
+    return {name: run.evaluate([test])["text"]["bits_per_byte"] for name, (_, test) in texts.items()}
+
+
+def gated(learner: Learner) -> dict[str, float]:
+    """How far each domain stands above the lowest loss it had, as the gate has it: a share."""
+    cycles = learner.journal.rows("SELECT figures FROM cycles WHERE state = 'kept' ORDER BY id")
+    drift = dict(learner.journal.rows("SELECT domain, value FROM drift ORDER BY cycle"))
+    last = json.loads(cycles[-1]["figures"])["after"] if cycles else {}
+    return {name: drift[name] / (each["loss"] - drift[name]) for name, each in last.items() if name in drift}
+
+
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
-    """Bits per byte before anything was learned, and after each stage."""
-    lines = ["| | domain | at first | after German | after Wikipedia | kept, refused |", "|---|---|---|---|---|---|"]
+    """Bits per byte, and rises of what was old."""
+    head = "| | domain | at first | after German | after Wikipedia | new fell | old rose | the gate saw | kept, refused |"
+    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
     for name, rows in found.items():
-        counts = ", ".join(f"{row['kept']} + {row['refused']}" for row in rows)
-        for domain in ("corpus", "german", "wikipedia"):
-            first = rows[-1]["bits"].get(domain, (None, None))[0]
-            cells = [first, *(row["bits"].get(domain, (None, None))[1] for row in rows)]
-            shown = " | ".join("" if cell is None else f"{cell:.3f}" for cell in cells)
-            lines.append(f"| {name} | {domain} | {shown} | {counts} |")
+        counts = ", ".join(f"{row['kept']} + {row['refused']}" for row in rows[1:])
+        for number, domain in enumerate(DOMAINS):
+            line = [row["bits"][domain] for row in rows]
+            fell = f"{1 - line[number] / line[number - 1]:.1%}" if number else ""
+            later = [
+                value / min(line[number : place + number]) - 1 for place, value in enumerate(line[number + 1 :], 1)
+            ]
+            rose = f"{max(later):+.1%}" if later else ""
+            saw = [row["gate"][domain] for row in rows[number + 1 :] if domain in row["gate"]]
+            cells = [*(f"{value:.3f}" for value in line), fell, rose, f"{max(saw):+.1%}" if saw else "", counts]
+            lines.append(f"| {name} | {domain} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

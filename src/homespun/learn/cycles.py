@@ -72,7 +72,7 @@ def refuse(journal: Journal, number: int, figures: Mapping[str, Any], reason: st
 def _close(journal: Journal, number: int, state: str, figures: Mapping[str, Any], reason: str) -> None:
     now = time.time()
     journal.run(
-        "UPDATE cycles SET state = ?, closed = ?, seconds = ? - opened, figures = ?, reason = ? WHERE id = ?",
+        "UPDATE cycles SET state = ?, closed = ?, seconds = max(0, ? - opened), figures = ?, reason = ? WHERE id = ?",
         state, now, now, json.dumps(figures), reason, number,
     )  # fmt: skip
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,7 @@ class Pupil:
         compiling = Compiling("off", self.model, self._say)
         updater = Updater(recipe, self.model, self.world, self.precision, compiling, self.rows)
         load_optimizer_tensors(updater.optimizer, self.model, self.optimizer)
+        self._before = {name: value.detach().clone() for name, value in self._weights()}
         self.model.train()
         done: list[Stepped] = []
         for step in range(total):
@@ -139,6 +141,17 @@ class Pupil:
             "tokens_per_second": tokens / seconds,
             "skipped_steps": updater.finite.total,
         }
+
+    @torch.no_grad()
+    def halve(self) -> None:
+        """Takes half of what the last cycle did to the weights back (Wortsman et al., 2022): along this way the loss on
+        old text, which was near its lowest, falls faster than what was gained on the new."""
+        for name, value in self._weights():
+            value.lerp_(self._before[name], 0.5)
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        named = chain(self.model.named_parameters(), self.model.named_buffers())
+        return ((name, value) for name, value in named if value.is_floating_point())
 
     def save(self, told: Mapping[str, Any]) -> None:
         """Saves the state as a checkpoint that says which cycle made it; from here on the cycle counts."""

@@ -16,8 +16,8 @@ class LearnConfig(Config):
 
     A cycle: `cycle_tokens` of new text are read `passes` times, with `replay` as the share of old text beside it, at
     `learning_rate` times the recipe's; after a refused cycle more carefully. A text is refused after `tries` of them.
-    The gate: no held-out loss of an old domain may stand more than the share `tolerance` above the lowest it has had;
-    with `gate` false every finite cycle is kept. Held out of each domain: the share `held` of its texts;
+    The gate: no held-out loss of an old domain may stand more than the share `tolerance` above the lowest it has had,
+    or a part of the cycle is taken back; with `gate` false every finite cycle is kept. Held out of each domain: the share `held` of its texts;
     `evaluate_tokens` of them are measured. Kept to replay: `reservoir_tokens` of each domain.
 
     What is taken: at most `queue` texts wait; `characters_per_minute` of each source (none: no limit); texts of at
@@ -28,7 +28,7 @@ class LearnConfig(Config):
 
     cycle_tokens: Count = 32768
     passes: Count = 1
-    replay: Annotated[float, Field(ge=0, le=0.95)] = 0.5
+    replay: Annotated[float, Field(ge=0, le=0.95)] = 0.75
     learning_rate: Positive = 0.3
     tries: Count = 6
     tolerance: Annotated[float, Field(ge=0)] = 0.02

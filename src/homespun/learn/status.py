@@ -42,12 +42,13 @@ def _story(base: sqlite3.Connection, last: int) -> dict[str, Any]:
     def rows(query: str, *values: Any) -> list[dict[str, Any]]:
         return [dict(row) for row in base.execute(query, values)]
 
-    taken = "(SELECT count(*) FROM items WHERE items.source = sources.id AND state != 'alike')"
+    taken = dict(base.execute("SELECT source, count(*) FROM items WHERE state != 'alike' GROUP BY source").fetchall())
+    sources = rows("SELECT id, name, domain, repeated, unclean, problem FROM sources ORDER BY id")
     cycles = rows("SELECT * FROM cycles ORDER BY id DESC LIMIT ?", last)[::-1]
     for cycle in cycles:
         cycle["figures"] = json.loads(cycle["figures"] or "{}")
     return {
-        "sources": rows(f"SELECT name, domain, {taken} AS texts, repeated, unclean, problem FROM sources ORDER BY id"),
+        "sources": [source | {"texts": taken.get(source.pop("id"), 0)} for source in sources],
         "texts": {row["state"]: row["n"] for row in rows("SELECT state, count(*) AS n FROM items GROUP BY state")},
         "domains": _domains(rows),
         "decisions": {row["state"]: row["n"] for row in rows("SELECT state, count(*) AS n FROM cycles GROUP BY state")},

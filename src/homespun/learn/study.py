@@ -10,7 +10,7 @@ import numpy as np
 
 from homespun.errors import CheckpointError, TrainingError
 from homespun.learn import cycles, replay
-from homespun.learn.gate import judge
+from homespun.learn.gate import Verdict, judge
 from homespun.learn.journal import Item, Journal
 from homespun.learn.pupil import Pupil, Stopped
 from homespun.learn.settings import LearnConfig
@@ -18,14 +18,18 @@ from homespun.learn.settings import LearnConfig
 RATE, SHARE = 0.4, 0.7
 """What each step of caution does to the learning rate, and to the share of new text."""
 
+HALVINGS = 3
+"""How often half of a cycle is taken back before it is refused."""
+
 
 class Study:
-    """Makes cycles, one after the other; `say` is told of each decision. `kept` and `refused` count them."""
+    """Makes cycles, one after the other; `say` is told of each decision. `kept` and `refused` count them, `tokens` the
+    new ones in those that were kept."""
 
     def __init__(self, pupil: Pupil, journal: Journal, settings: LearnConfig, say: Callable[[str, str], None]):
         self.pupil, self.journal, self.settings, self._tell = pupil, journal, settings, say
         self.tokenizer = pupil.tokenizer
-        self.kept = self.refused = 0
+        self.kept = self.refused = self.tokens = 0
         self.settle()
 
     def settle(self) -> None:
@@ -57,21 +61,32 @@ class Study:
         base = pupil.progress.step
         try:
             figures["training"] = pupil.train(text, number, rate, settings.passes, stop)
-            figures["after"] = pupil.measure(text)
+            verdict = self._judged(text, figures, new)
         except Stopped:
             pupil.restore()
             self.settle()
             return None
         except TrainingError as error:
             return self._refuse(number, figures, error.problem)
-        losses = [{name: each["loss"] for name, each in side.items()} for side in (before, figures["after"])]
-        known = cycles.learned(self.journal)
-        verdict = judge(losses[0], losses[1], cycles.drift(self.journal), new, known, settings.tolerance)
         if settings.gate and not verdict.kept:
             return self._refuse(number, figures, verdict.reason)
         told = {"journal": self.journal.id, "cycle": number, "base_step": base, "step": pupil.progress.step,
                 "reason": verdict.reason, "drift": verdict.drift, "figures": figures}  # fmt: skip
         return self._keep(number, told)
+
+    def _judged(self, text: replay.CycleText, figures: dict[str, Any], new: set[str]) -> Verdict:
+        """What the gate says. Where a cycle went too far, half of its way is taken back, and half of the rest."""
+        old, drift = cycles.learned(self.journal), cycles.drift(self.journal)
+        before = {name: each["loss"] for name, each in figures["before"].items()}
+        for halved in range(HALVINGS + 1):
+            if halved:
+                self.pupil.halve()
+            figures["share"], figures["after"] = 0.5**halved, self.pupil.measure(text)
+            after = {name: each["loss"] for name, each in figures["after"].items()}
+            verdict = judge(before, after, drift, new, old, self.settings.tolerance)
+            if verdict.kept or not self.settings.gate:
+                break
+        return verdict
 
     def _keep(self, number: int, told: dict[str, Any]) -> bool:
         try:
@@ -82,7 +97,9 @@ class Study:
         cycles.keep(self.journal, number, told, self.settings.reservoir_tokens, self._oldest())
         self.pupil.checkpoints.prune(self.pupil.recipe.train.keep)
         self.kept += 1
-        self._tell("kept", f"Cycle {number} is kept: {told['reason']}")
+        self.tokens += int(self.journal.value("SELECT new_tokens FROM cycles WHERE id = ?", number))
+        share = told["figures"]["share"]
+        self._tell("kept", f"{f'{share:.3g} of cycle' if share < 1 else 'Cycle'} {number} is kept: {told['reason']}")
         return True
 
     def _refuse(self, number: int, figures: dict[str, Any], reason: str) -> bool:
@@ -151,7 +168,7 @@ class Study:
                     parts.append(np.array(ids, dtype=np.int64))
             new = sum(map(len, parts))
             share = (1 - settings.replay) * SHARE**caution if settings.replay else 1.0
-            old = replay.draw(journal, round(new / share - new), number)
+            old = replay.draw(journal, round(new / share - new), number, {item.domain for item in items})
             journal.run("UPDATE cycles SET new_tokens = ?, replay_tokens = ? WHERE id = ?", new, len(old), number)
         held = replay.held(journal, settings.evaluate_tokens)
         return number, replay.CycleText(self.tokenizer, replay.Tokens(np.concatenate([*parts, old])), held)
