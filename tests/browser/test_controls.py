@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,16 @@ def test_every_control_is_sent_and_taken(visit: Visit) -> None:
     assert sent == {"temperature", "max_tokens", "n", "logit_bias"}, "what is off is not sent"
 
 
+def test_a_text_is_bound_to_an_expression_or_a_schema(visit: Visit) -> None:
+    pytest.importorskip("llguidance")
+    at = visit()
+    at.write("Once", tokens=20, logit_bias="", regex="[0-9]{4}")
+    assert at.asked[-1][1]["regex"] == "[0-9]{4}" and re.fullmatch("[0-9]{4}", at.texts()[0])
+    at.write("Once", tokens=20, logit_bias="", regex="", response_format='{"enum": ["yes", "no"]}')
+    assert at.asked[-1][1]["response_format"]["json_schema"]["schema"] == {"enum": ["yes", "no"]}
+    assert at.texts()[0] in ('"yes"', '"no"')
+
+
 def test_a_slider_moves_its_number(visit: Visit) -> None:
     at = visit()
     at.find("#control-temperature").fill("1.5")
@@ -56,6 +67,7 @@ def test_a_slider_moves_its_number(visit: Visit) -> None:
         ("temperature", "3", "Temperature should be a number from 0 to 2."),
         ("n", "1.5", "Texts should be a whole number from 1 to 64."),
         ("logit_bias", "x: 3", "Logit bias: “x: 3” should be a token's id, a colon, and a number from -100 to 100."),
+        ("response_format", "[1]", 'JSON schema should be a JSON object, such as {"type": "object"}.'),
     ],
 )
 def test_a_wrong_setting_is_named_and_gets_the_focus(visit: Visit, name: str, value: str, sentence: str) -> None:

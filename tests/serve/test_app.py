@@ -27,9 +27,10 @@ KEY = "a key of some length"
 ASKING = {"model": "small", "prompt": "Once", "max_tokens": 3, "seed": 1}
 SAYING = {"model": "small", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
 ROUTES = [
-    ("GET", "/"), ("GET", "/live"), ("GET", "/static/x.js"), ("GET", "/metrics"), ("GET", "/v1/models"),
-    ("GET", "/v1/models/small"), ("GET", "/v1/runs"), ("GET", "/v1/runs/small/metrics"), ("POST", "/v1/completions"),
-    ("POST", "/v1/chat/completions"), ("POST", "/v1/embeddings"), ("POST", "/v1/inspect"), ("GET", "/nonsense"),
+    ("GET", "/"), ("GET", "/live"), ("GET", "/learn"), ("GET", "/static/x.js"), ("GET", "/metrics"),
+    ("GET", "/v1/models"), ("GET", "/v1/models/small"), ("GET", "/v1/runs"), ("GET", "/v1/runs/small/metrics"),
+    ("GET", "/v1/runs/small/learning"), ("POST", "/v1/completions"), ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/embeddings"), ("POST", "/v1/inspect"), ("GET", "/nonsense"),
 ]  # fmt: skip
 
 
@@ -161,7 +162,7 @@ def test_pages_and_their_files_have_their_types(client: Client, runs: list[Path]
     if not (folder / "index.html").is_file():
         pytest.skip("the pages are not there")
     asking = client(runs[:1])
-    for path in ("/", "/live"):
+    for path in ("/", "/live", "/learn"):
         answer = asking.get(path)
         assert answer.status_code == 200 and answer.headers["Content-Type"] == "text/html; charset=utf-8"
         for name in re.findall(r'(?:src|href)="/static/([^"]+)"', answer.text):
@@ -189,10 +190,26 @@ def test_nobody_gets_more_than_the_limits(
 
 
 @pytest.mark.parametrize(
-    "fields", [{"prompt": [-1]}, {"prompt": [10**9]}, {"prompt": [260]}, {"logit_bias": {"260": 1}}]
-)
-def test_ids_that_the_model_does_not_know_are_refused(client: Client, runs: list[Path], fields: Any) -> None:
-    assert client(runs[:1]).post("/v1/completions", json=ASKING | fields).status_code == 400
+    ("fields", "param"),
+    [
+        ({"prompt": [-1]}, "prompt"), ({"prompt": [10**9]}, "prompt"), ({"prompt": [260]}, "prompt"),
+        ({"prompt": "\ud800"}, "prompt"), ({"logit_bias": {"260": 1}}, "logit_bias"), ({"regex": "("}, "regex"),
+        ({"regex": "a{5000}"}, "regex"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}}, "response_format"),
+        ({"response_format": {"type": "json_object"}, "regex": "a"}, "response_format"),
+    ],
+)  # fmt: skip
+def test_what_the_model_cannot_do_names_its_field(client: Client, runs: list[Path], fields: Any, param: str) -> None:
+    if "regex" in fields or "response_format" in fields:
+        pytest.importorskip("llguidance")
+    kind = {"Content-Type": "application/json"}
+    answer = client(runs[:1]).post("/v1/completions", content=json.dumps(ASKING | fields), headers=kind)
+    assert answer.status_code == 400 and error_of(answer)["param"] == param
+    said = {"messages": [{"role": "user", "content": "\ud800" if param == "prompt" else "x"}]}
+    chat = {"model": "small"} | said | {name: each for name, each in fields.items() if name != "prompt"}
+    answer = client(runs[:1]).post("/v1/chat/completions", content=json.dumps(chat), headers=kind)
+    assert answer.status_code == 400
+    assert error_of(answer)["param"] == ("messages" if param == "prompt" else param)
 
 
 def test_a_full_queue_says_when_to_come_again(client: Client, runs: list[Path], slow: None) -> None:
