@@ -15,9 +15,9 @@ from homespun.config import override, parse
 from homespun.data.batches import validation_batches
 from homespun.data.corpus import Corpus, prepare
 from homespun.data.mixture import BLOCK, DataConfig, MixedBatches, quotas
-from homespun.data.vocabulary import Bytes
+from homespun.data.vocabulary import Bpe, Bytes
 from homespun.errors import ConfigError, DataError
-from homespun.train.log import read_metrics
+from homespun.train.log import read_metrics, validation_text
 from homespun.train.recipe import Recipe
 from tests.train.house import assert_equal, trainer
 
@@ -97,6 +97,7 @@ def test_weights_and_temperature() -> None:
     assert parse(DataConfig, named).shares(sizes)["b"] == pytest.approx(100 / 10_100)
     assert parse(DataConfig, named | {"temperature": 2}).shares(sizes)["b"] == pytest.approx(10 / 110)
     assert parse(DataConfig, named | {"temperature": 1e9}).shares(sizes)["b"] == pytest.approx(0.5)
+    assert parse(DataConfig, named | {"temperature": 0.01}).shares(sizes)["a"] == 1  # no power is too large
 
 
 def test_what_a_mixture_cannot_be() -> None:
@@ -206,3 +207,45 @@ def test_a_mixture_resumes_exactly(texts: dict[str, Path], tmp_path: Path) -> No
     assert twice.progress.step == 3
     twice.fit()
     assert_equal(once, twice)
+
+
+def test_a_byte_is_one_of_utf_8_whatever_the_script(tmp_path: Path) -> None:
+    """Nothing is lost by a vocabulary learnt mostly from another script, and bytes are counted, not tokens."""
+    texts = {"latin": ["all human beings are born free"] * 40, "tamil": ["மனிதப் பிறவியினர் சகலரும் சுதந்திரமாகவே"]}
+    named = {}
+    for name, lines in texts.items():
+        rows = [json.dumps({"text": f"{n} {line}"}) + "\n" for line in lines for n in range(12)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+        named[name] = {"source": str(tmp_path / f"{name}.jsonl")}
+    corpus = prepare([], Bpe(size=300), parse(DataConfig, {"mixture": named, "validation_fraction": 0.3}))
+    for side in ("train", "valid"):
+        found = documents(corpus, side, "tamil")
+        assert found and all(each.endswith(texts["tamil"][0]) for each in found)
+    run = trainer(tmp_path / "run", "train.steps=1", "model.vocab=300", text=corpus)
+    run.fit()
+    row = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "sources" in row][-1]
+    split = corpus.parts("valid")["tamil"]
+    nats = row["sources"]["tamil"]["loss"] * (split.count - 1)
+    first = corpus.tokenizer.token_bytes()[int(split.tokens[0])]
+    size = sum(len(each.encode()) for each in documents(corpus, "valid", "tamil")) - first
+    assert row["sources"]["tamil"]["bits_per_byte"] == pytest.approx(nats / np.log(2) / size, rel=1e-5)
+
+
+def test_a_part_too_small_to_be_measured_is_told(texts: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "tiny.txt").write_text("one line of text")
+    said: list[str] = []
+    named = {"tiny": tmp_path / "tiny.txt", **texts}
+    corpus = prepare([], Bytes(), mixture(named), say=said.append)
+    assert "Too little text to measure by itself: 'tiny'." in said
+    assert corpus.parts("train")["tiny"].count == len("one line of text") + 1
+    assert corpus.batches(CONTEXT, 64, 0)[0].tokens.shape == (64, CONTEXT)
+    assert {name for name, _ in corpus.validation(CONTEXT, 4)} == set(texts)
+
+
+def test_many_parts_fit_on_a_line() -> None:
+    def line(bits: list[float]) -> str:
+        sources = {f"l{n}": {"loss": 1.0, "bits_per_byte": value} for n, value in enumerate(bits)}
+        return validation_text({"step": 1, "validation_loss": 1.0, "sources": sources})
+
+    assert line([2.0, 1.0, float("nan")]).endswith("loss 1.000, l0 2.000, l1 1.000")
+    assert line([3.0, *[2.0] * 40, 1.0]).endswith("loss 1.000, 42 parts from 1.000 (l41) to 3.000 (l0)")

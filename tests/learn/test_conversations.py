@@ -12,10 +12,11 @@ import torch
 
 from homespun.data.batches import IGNORED
 from homespun.data.conversation import encode, encode_asked, render
+from homespun.data.rows import Rows, row_of
 from homespun.data.tokenizer import Tokenizer
 from homespun.data.vocabulary import Bytes
 from homespun.errors import DataError
-from homespun.learn.conversations import Conversations, Rows, read_conversations
+from homespun.learn.conversations import ConversationBatches, Conversations, read_conversations
 from homespun.objectives.next_token import NextToken, NextTokenObjective
 from tests.kinds import ATTENTIONS, build, small
 
@@ -122,15 +123,39 @@ def test_every_conversation_comes_once_in_an_epoch(found: Conversations, rows: i
     assert batches.tokens_per_step == pytest.approx(rows * 64, rel=0.5) or size == 1
 
 
-def test_a_batch_is_the_same_for_any_number_of_ranks(found: Conversations) -> None:
-    whole = found.batches(64, 4, seed=2)
-    assert whole.batch_rows % 2 == 0
+@pytest.mark.parametrize("rows", [1, 3, 4])
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_batch_is_the_same_for_any_number_of_ranks(found: Conversations, rows: int, world: int) -> None:
+    whole = found.batches(64, rows, seed=2)
     for step in (0, 5, 77):
-        halves = [found.batches(64, 4, seed=2, rank=rank, world=2) for rank in range(2)]
-        rows = [half.chosen(step)[half.rank :: 2] for half in halves]
-        assert sorted(np.concatenate(rows)) == sorted(whole.chosen(step))
-        assert [len(half[step].tokens) for half in halves] == [whole.batch_rows // 2] * 2
-    assert not np.array_equal(found.batches(64, 4, seed=3).chosen(0), whole.chosen(0))
+        ranks = [found.batches(64, rows, seed=2, rank=rank, world=world) for rank in range(world)]
+        assert all(np.array_equal(each.chosen(step), whole.chosen(step)) for each in ranks)
+        asked = np.sort(np.concatenate([each[step].targets[each[step].targets >= 0] for each in ranks]))
+        assert np.array_equal(asked, np.sort(whole[step].targets[whole[step].targets >= 0]))
+    assert not np.array_equal(found.batches(64, rows, seed=3).chosen(0), whole.chosen(0))
+
+
+def test_a_rank_without_a_row_has_one_in_which_nothing_is_asked(found: Conversations) -> None:
+    ranks = [ConversationBatches(found.train, 2, seed=2, rank=rank, world=3)[0] for rank in range(3)]
+    assert [len(each.tokens) for each in ranks] == [1, 1, 1]
+    assert (ranks[2].targets == IGNORED).all()
+    model = build(small("gqa", "swiglu", "rms", "rotary").model_copy(update={"vocab": 260, "context": 64}))
+    losses = NextTokenObjective(NextToken())(model, ranks[2])
+    losses.total.backward()
+    assert losses.count == 0 and all(float(p.grad.abs().sum()) == 0 for p in model.parameters() if p.grad is not None)
+
+
+def test_nothing_flows_from_what_is_not_asked_for(tokenizer: Tokenizer) -> None:
+    """Neither the loss nor a gradient tells which question tokens were the targets; those of the answer do tell."""
+    ids, asked = encode_asked(render(TALK), tokenizer)
+    row = row_of(render(TALK), tokenizer)
+    model = build(small("gqa", "swiglu", "rms", "rotary").model_copy(update={"vocab": 260, "context": 128}))
+    hidden = model.hidden(Rows([row]).batch(np.array([0])).tokens)[0].detach().requires_grad_()
+    batch = Rows([row]).batch(np.array([0]))
+    losses = NextTokenObjective(NextToken()).of(model, hidden, model.hidden(batch.tokens)[1], batch.targets)
+    losses.total.backward()
+    reached = hidden.grad[0].abs().sum(-1) > 0
+    assert reached.tolist() == asked[1:] and losses.count == sum(asked) < len(ids) - 1
 
 
 def test_batches_of_similar_lengths_pad_little(found: Conversations) -> None:
@@ -149,7 +174,7 @@ def test_long_conversations_are_cut_at_their_end_and_told(tmp_path: Path, tokeni
     notes: list[str] = []
     found = read_conversations([write(tmp_path / "r.jsonl", rows)], tokenizer, 64, 0.0, say=notes.append)
     assert len(found.train.lengths) == 21 and found.train.lengths.max() == 64
-    assert any("2 of 22 are longer than the context of 64 tokens" in note and "1 of them are" in note for note in notes)
+    assert any("2 of 22 are longer than the context of 64 tokens" in note and "of 1 of them" in note for note in notes)
     with pytest.raises(DataError, match="No answer fits"):
         read_conversations([write(tmp_path / "r.jsonl", rows[-1:])], tokenizer, 64, 0.0)
 
@@ -157,6 +182,13 @@ def test_long_conversations_are_cut_at_their_end_and_told(tmp_path: Path, tokeni
 def test_rows_without_an_answer_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match="no answer: 'only a text'"):
         read_conversations([write(tmp_path / "r.jsonl", [{"text": "only a text"}])], tokenizer, 64, 0.1)
+
+
+@pytest.mark.parametrize("answer", ["", " \n"])
+def test_an_empty_answer_is_none(tmp_path: Path, tokenizer: Tokenizer, answer: str) -> None:
+    rows = [*pairs(5), {"prompt": "q", "completion": answer}]
+    with pytest.raises(DataError, match="no answer: 'q'"):
+        read_conversations([write(tmp_path / "r.jsonl", rows)], tokenizer, 64, 0.1)
 
 
 def test_equal_conversations_are_held_out_together(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +19,7 @@ from homespun.config import override
 from homespun.errors import CheckpointError, ConfigError, DataError
 from homespun.generate.dialogue import Dialogue
 from homespun.generate.template import Plain, Trained, template_of
-from homespun.learn.tune import tuned_recipe
+from homespun.learn.tune import FEW, few_steps, tuned_recipe
 from homespun.model.lora import LoRA
 from homespun.train.checkpoint import Checkpoints
 from homespun.train.log import PlainConsole, read_metrics
@@ -97,6 +103,82 @@ def test_a_stopped_run_goes_on_exactly(base: hs.Run, rows: str, tmp_path: Path, 
     assert steps == sorted(set(steps)) and steps[0] == 0
 
 
+@pytest.mark.parametrize("lora", [None, 2])
+def test_steps_do_not_depend_on_how_many_rows_are_computed_at_a_time(
+    base: hs.Run, rows: str, tmp_path: Path, lora: int | None
+) -> None:
+    for name in ("train.micro_batch=100", "train.micro_batch=3"):
+        hs.tune(base, rows, tmp_path / name, *FAST, "train.steps=3", name, lora=lora, console=QUIET)
+    one, other = weights(tmp_path / "train.micro_batch=100"), weights(tmp_path / "train.micro_batch=3")
+    assert all(torch.allclose(one[name], other[name], atol=2e-5) for name in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), ("--lora", "2")], ids=["all", "adapter"])
+def test_two_processes_tune_as_one(base: hs.Run, rows: str, tmp_path: Path, words: tuple[str, ...]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    settings = (*FAST, "model.dropout=0", "train.batch_tokens=200", "--steps", "4", *words)
+    command = [sys.executable, "-m", "homespun", "tune", str(base.folder), rows, *settings]
+    ranks = [os.environ | group | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    processes = [subprocess.Popen([*command, "--out", str(tmp_path / "two")], env=rank) for rank in ranks]
+    assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    subprocess.run([*command, "--out", str(tmp_path / "one")], check=True, timeout=200)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+    losses = [[row["validation_loss"] for row in validation(tmp_path / name)] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4) and len(losses[0]) > 2
+
+
+def test_the_base_stays_as_it_was(base: hs.Run, rows: str, tmp_path: Path) -> None:
+    def content() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in sorted(base.folder.rglob("*")) if path.is_file()}
+
+    before, model = content(), {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    for lora in (None, 2):
+        hs.tune(base, rows, tmp_path / str(lora), *FAST, "train.steps=2", lora=lora, console=QUIET)
+    assert content() == before
+    assert all(torch.equal(tensor, model[name]) for name, tensor in base.model.state_dict().items())
+
+
+def test_evaluate_measures_answers_as_tuning_does(base: hs.Run, rows: str, tmp_path: Path) -> None:
+    held = ("data.validation_fraction=0.5", "train.evaluate_tokens=100000")
+    hs.tune(base, rows, tmp_path / "run", *FAST, *held, "train.steps=1", console=QUIET)
+    from homespun.learn.conversations import read_conversations
+
+    kept = read_conversations([rows], base.tokenizer, 32, 0.5).valid
+    texts = [base.tokenizer.decode(part.tolist(), special=True) for part in np.split(kept.tokens, kept.starts[1:])]
+    questions = [re.search(r"q\d+", text)[0] for text in texts]
+    (tmp_path / "held.jsonl").write_text(
+        "".join(json.dumps({"prompt": question, "completion": "yes"}) + "\n" for question in questions)
+    )
+    found = base.evaluate([tmp_path / "held.jsonl"])
+    first = validation(tmp_path / "run")[0]
+    assert found["answers"]["loss"] == pytest.approx(first["validation_loss"], rel=1e-5)
+    assert found["answers"]["bits_per_byte"] == pytest.approx(first["validation_bits_per_byte"], rel=1e-5)
+    assert found["answers"]["bytes"] == 3 * len(questions) < found["text"]["bytes"]
+    assert "answers" not in base.evaluate(["stories:20"])
+
+
+def test_few_steps_are_told(base: hs.Run, rows: str, tmp_path: Path) -> None:
+    hs.tune(base, rows, tmp_path / "run", *FAST, console=QUIET)
+    advice = [row["advice"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "advice" in row]
+    assert len(advice) == 1 and re.match(r"\d steps are few to learn in: .* train.batch_tokens=128\.", advice[0])
+    assert few_steps(FEW, 4096) is None and few_steps(None, 4096) is None
+    assert "batch_tokens=256" in (few_steps(5, 4096) or "")
+
+
+def test_the_report_says_how_the_base_answered(base: hs.Run, rows: str, tmp_path: Path) -> None:
+    hs.tune(base, rows, tmp_path / "run", *FAST, "train.steps=1", console=QUIET)
+    page = (tmp_path / "run" / "report.html").read_text()
+    first = f"{validation(tmp_path / 'run')[0]['validation_bits_per_byte']:.3f}"
+    assert re.search(rf"<dt>Before tuning</dt>\s*<dd>{first}", page)
+    base.report()
+    assert "Before tuning" not in (base.folder / "report.html").read_text()
+
+
 def test_an_adapter_changes_its_layers_alone(base: hs.Run, rows: str, tmp_path: Path) -> None:
     lora = LoRA(rank=2, targets=("q_proj", "v_proj"))
     hs.tune(base, rows, tmp_path / "run", *FAST, "train.steps=3", lora=lora, console=QUIET)
@@ -135,6 +217,9 @@ def test_mistakes_are_told(base: hs.Run, rows: str, tmp_path: Path) -> None:
         hs.tune(base, rows, base.folder, console=QUIET)
     with pytest.raises(ConfigError, match="'w_proj'"):
         hs.tune(base, rows, tmp_path / "a", lora=LoRA(targets=("w_proj",)), console=QUIET)
+    with pytest.raises(ConfigError, match=r"data\.mixture"):
+        hs.tune(base, rows, tmp_path / "a", "data.mixture.x.source=stories:20", console=QUIET)
+    assert not (tmp_path / "a").exists()
     with pytest.raises(ConfigError, match="qk_clip"):
         hs.tune(base, rows, tmp_path / "b", "optimizer.qk_clip=10", lora=2, console=QUIET)
     with pytest.raises(DataError, match="no answer"):
@@ -160,7 +245,7 @@ def test_the_command_line(base: hs.Run, rows: str, tmp_path: Path, capsys: pytes
         return int(end.value.code or 0), *capsys.readouterr()
 
     out = tmp_path / "answers"
-    command = ("tune", base.folder, rows, "--out", out, "--lora", 2, "--targets", "q_proj", *FAST)
+    command = ("tune", base.folder, rows, "--out", out, "--lora", 2, "--targets", " q_proj,", *FAST)
     code, said, _ = call(*command, "--steps", 2)
     assert code == 0 and "2 steps" in said and "before" in said and f"homespun chat {out}" in said
     lora = hs.load(out).recipe.tuned.adapter

@@ -76,7 +76,8 @@ def _adapter(rank: int | None, alpha: float | None, targets: str | None) -> LoRA
     from homespun.config import parse
     from homespun.model.lora import LoRA
 
-    given = {"rank": rank, "alpha": alpha, "targets": [] if targets is None else targets.split(",")}
+    names = [name.strip() for name in (targets or "").split(",")]
+    given = {"rank": rank, "alpha": alpha, "targets": [name for name in names if name]}
     return None if rank is None else parse(LoRA, given, "the command line")
 
 
@@ -85,5 +86,6 @@ def _tell_answers(done: Run) -> None:
 
     rows = [row for row in read_metrics(done.folder / "metrics.jsonl") if row.get("validation_loss") is not None]
     if len(rows) > 1:
-        before, after = (f"{row['validation_bits_per_byte']:.3f}" for row in (rows[0], rows[-1]))
-        typer.echo(f"Answers it has not seen: {before} bits per byte before, {after} after.")
+        before, after = (row["validation_bits_per_byte"] for row in (rows[0], rows[-1]))
+        helped = "" if after < before else " Tuning did not help."
+        typer.echo(f"That text is held-out answers; before tuning they cost {before:.3f} bits per byte.{helped}")

@@ -245,7 +245,9 @@ def _make(
                     "bytes": sum(each.bytes for each in found.values()),
                 },
                 "settings": {"tokenizer": to_dict(tokenizer), "data": to_dict(data)},
-                "notes": notes + _split_notes(manifest["splits"], all(each.declared for each in found.values())),
+                "notes": notes
+                + _split_notes(manifest["splits"], all(each.declared for each in found.values()))
+                + _part_notes(manifest.get("parts", {})),
                 **manifest,
             }
             save_manifest(folder, manifest)
@@ -278,6 +280,11 @@ def _split_notes(splits: dict[str, Any], declared: bool) -> list[str]:
         return [f"{train['tokens']:,} tokens to train on; nothing is left for validation."]
     counts = f"{train['tokens']:,} tokens to train on, {valid['tokens']:,} for validation"
     return [f"{counts}, split {how} ({train['documents']:,} and {valid['documents']:,} documents)."]
+
+
+def _part_notes(parts: Mapping[str, Any]) -> list[str]:
+    unmeasured = ", ".join(repr(name) for name, part in parts.items() if part["valid"]["tokens"] < 2)
+    return [f"Too little text to measure by itself: {unmeasured}."] if unmeasured else []
 
 
 _PARTIAL = ".homespun-partial-"

@@ -65,8 +65,8 @@ class DataConfig(Config):
 
     def shares(self, sizes: Mapping[str, int]) -> dict[str, float]:
         """The share of each part of so many tokens in the rows; they sum to 1."""
-        weights = {name: part.weight for name, part in self.mixture.items()}
-        found = {name: weights.get(name) or size ** (1 / self.temperature) for name, size in sizes.items()}
+        weights, largest = {name: part.weight for name, part in self.mixture.items()}, max(sizes.values())
+        found = {name: weights.get(name) or (size / largest) ** (1 / self.temperature) for name, size in sizes.items()}
         total = sum(found.values())
         return {name: weight / total for name, weight in found.items()}
 

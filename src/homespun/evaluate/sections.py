@@ -23,6 +23,7 @@ def figures(story: Story) -> Html:
     loss = smooth(points(story.training, "loss"))
     cards = [
         ("Best bits per byte", exact(story.best_bits, 3), f"at step {best['step']:,}" if best else "no validation yet"),
+        ("Before tuning", exact(story.untuned_bits, 3), "of the same held-out answers"),
         ("Perplexity", short(story.best_perplexity), "at the same step"),
         ("Training loss", exact(loss[-1][1] if loss else None, 3), "at the end, smoothed"),
         ("Steps", f"{story.steps:,}", f"{story.skipped_steps:,} skipped" if story.skipped_steps else ""),

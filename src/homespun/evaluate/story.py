@@ -74,6 +74,12 @@ class Story:
         return None
 
     @property
+    def untuned_bits(self) -> float | None:
+        """Bits per byte of the base, where the run is a tuned one."""
+        first = self.validation[0] if self.validation and "tuned.base" in self.settings else None
+        return number(first, "validation_bits_per_byte") if first and first["step"] == 0 else None
+
+    @property
     def best_bits(self) -> float | None:
         """Bits per byte at the best validation."""
         return number(self.best, "validation_bits_per_byte") if self.best else None

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from homespun.data.batches import IGNORED, Batch, keys_of, permute
-from homespun.data.conversation import encode_asked
 from homespun.data.formats import PIECE, Document, Meter
+from homespun.data.rows import Rows, answers, row_of
 from homespun.data.shards import Progress, content_hash, held_out, survey
 from homespun.data.sources import File, Side, resolve, spooled
 from homespun.data.tokenizer import Tokenizer
@@ -26,30 +25,6 @@ from homespun.errors import DataError
 
 POOL = 16
 """Batches whose rows are sorted by length together."""
-
-
-class Rows:
-    """One side: what is read, and what is asked behind each token."""
-
-    def __init__(self, rows: Sequence[tuple[np.ndarray, np.ndarray]]):
-        self.lengths = np.array([len(tokens) for tokens, _ in rows], dtype=np.int64)  # (C,)
-        self.starts = np.cumsum(self.lengths) - self.lengths
-        empty = np.zeros(0, dtype=np.int64)
-        self.tokens = np.concatenate([empty, *(tokens for tokens, _ in rows)])  # (N,)
-        self.targets = np.concatenate([empty, *(targets for _, targets in rows)])  # (N,)
-
-    @property
-    def count(self) -> int:
-        """Tokens of all rows."""
-        return len(self.tokens)
-
-    def batch(self, chosen: np.ndarray) -> Batch:
-        """These rows (R,), padded on the right to the longest."""
-        lengths = self.lengths[chosen]
-        inside = np.arange(lengths.max(initial=1)) < lengths[:, None]  # (R, T)
-        places = np.where(inside, self.starts[chosen][:, None] + np.arange(inside.shape[1]), 0)
-        tokens, targets = np.where(inside, self.tokens[places], 0), np.where(inside, self.targets[places], IGNORED)
-        return Batch(torch.from_numpy(tokens), torch.from_numpy(targets))
 
 
 @dataclass(frozen=True)
@@ -68,8 +43,8 @@ class Conversations:
         return len(self.train.lengths)
 
     def batches(self, context: int, rows: int, seed: int, rank: int = 0, world: int = 1) -> ConversationBatches:
-        """Batches of about as many tokens as `rows` of `context` have."""
-        count = max(1, round(rows * context / self.train.lengths.mean() / world)) * world
+        """Batches of about as many tokens as `rows` of `context` have, the same for any number of processes."""
+        count = max(1, round(rows * context / self.train.lengths.mean()))
         return ConversationBatches(self.train, count, seed, rank, world)
 
     def validation(self, context: int, rows: int, limit: int | None = None) -> Iterator[tuple[str, Batch]]:
@@ -86,7 +61,8 @@ class ConversationBatches:
     """`batches[step]` -> this rank's rows of the `batch_rows` conversations at `step`.
 
     An epoch shows every conversation once, in an order of its own. The conversations of the next few steps are sorted
-    by length and cut into batches, which come in any order. Each rank takes every `world`-th row.
+    by length and cut into batches, which come in any order. Each rank takes every `world`-th row; one that is left
+    without any has a row in which nothing is asked.
     """
 
     def __init__(self, rows: Rows, batch_rows: int, seed: int, rank: int = 0, world: int = 1):
@@ -132,11 +108,12 @@ def read_conversations(
     shown, cut, empty = (len(train.rows) + len(valid.rows), train.cut + valid.cut, train.empty + valid.empty)
     if not train.rows:
         raise DataError(f"No answer fits into the model's context of {context} tokens", "Tune a model of a longer one.")
-    notes = [f"{len(train.rows):,} conversations to learn from, {len(valid.rows):,} held out."]
+    one = len(train.rows) == 1
+    notes = [f"{len(train.rows):,} conversation{'' if one else 's'} to learn from, {len(valid.rows):,} held out."]
     if cut or empty:
         notes.append(
             f"{cut + empty:,} of {shown + empty:,} are longer than the context of {context} tokens: their ends are cut "
-            f"off" + (f", and {empty:,} of them are left out, since no answer is in what remains." if empty else ".")
+            f"off" + (f". No answer is in what remains of {empty:,} of them: left out." if empty else ".")
         )
     for sentence in notes:
         say(sentence)
@@ -154,9 +131,8 @@ class _Side:
         self.rows: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, document: Document, tokenizer: Tokenizer) -> None:
-        ids, asked = (np.array(each) for each in encode_asked(document, tokenizer))
-        tokens, targets = ids[:-1], np.where(asked[1:], ids[1:], IGNORED)
-        if not asked.any():
+        tokens, targets = row_of(document, tokenizer)
+        if not any(answers(document)):
             shown = next((part for part in document if isinstance(part, str)), "")
             raise DataError(f"A row has no answer: {shown!r:.60}", "Rows hold prompt and completion, or messages.")
         if (targets[: self.context] == IGNORED).all():

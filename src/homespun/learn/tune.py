@@ -13,7 +13,7 @@ from homespun.data.tokenizer import Tokenizer
 from homespun.errors import ConfigError
 from homespun.learn.conversations import read_conversations
 from homespun.model.decoder import Decoder
-from homespun.model.lora import LoRA, adapt, adapter_tensors, load_adapters, merged
+from homespun.model.lora import LoRA, adapt, adaptable, adapter_tensors, load_adapters, merged
 from homespun.objectives import NextToken
 from homespun.optim import AdamW
 from homespun.train import parallel
@@ -26,6 +26,8 @@ from homespun.train.trainer import Trainer
 
 RATE, ADAPTER_RATE = 3e-4, 2e-3
 """Learning rates of all weights, and of an adapter."""
+
+FEW = 50  # steps, below which so much is said
 
 
 class Base(Protocol):
@@ -85,9 +87,20 @@ def tune(base: Base, recipe: Recipe, pairs: Sequence[str | Path], folder: Path, 
         note_environment(folder, precision=trainer.updater.precision.name, processes=world.size)
     if trainer.progress.step == 0:
         trainer.evaluate()
+        if recipe.train.epochs and (said := few_steps(trainer.budget.total, recipe.train.batch_tokens)):
+            trainer.advise(said)
     summary = trainer.fit()
     parallel.leave()
     return summary
+
+
+def few_steps(steps: int | None, batch_tokens: int) -> str | None:
+    """What can be said where the budget gives but a few `steps` of so many tokens; none: not known yet."""
+    if steps is None or steps >= FEW:
+        return None
+    smaller = max(128, 2 ** (max(1, batch_tokens * steps // FEW).bit_length() - 1))
+    more = f"smaller steps with train.batch_tokens={smaller}" if smaller < batch_tokens else "more rows"
+    return f"{steps:,} step{'s are' if steps > 1 else ' is'} few to learn in: try more passes with --epochs, or {more}."
 
 
 class AdapterTrainer(Trainer):
@@ -110,5 +123,10 @@ def _check(base: Base, recipe: Recipe, folder: Path) -> None:
         raise ConfigError("Tuning changes neither architecture nor tokenizer", "Change settings of training only.")
     if recipe.objective.kind != "next_token":
         raise ConfigError(f"Answers are not learnt with objective.kind = {recipe.objective.kind}", "Leave it out.")
-    if recipe.tuned is not None and recipe.tuned.adapter is not None and recipe.optimizer.qk_clip is not None:
+    if recipe.data.mixture:
+        raise ConfigError("Answers are not drawn from data.mixture", "Name their files, each as often as it counts.")
+    adapter = recipe.tuned.adapter if recipe.tuned is not None else None
+    if adapter is not None and recipe.optimizer.qk_clip is not None:
         raise ConfigError("optimizer.qk_clip changes weights that an adapter leaves alone", "Leave it out.")
+    if adapter is not None:
+        adaptable(base.model, adapter)

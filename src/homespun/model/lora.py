@@ -73,16 +73,22 @@ def adapt(model: Decoder, config: LoRA) -> None:
 
     Raises `ConfigError` for a target that it does not have.
     """
+    found = adaptable(model, config)
     model.requires_grad_(False)
+    for path, module in found.items():
+        parent, _, name = path.rpartition(".")
+        setattr(model.model.layers.get_submodule(parent), name, LowRank(module, config))
+
+
+def adaptable(model: Decoder, config: LoRA) -> dict[str, nn.Linear]:
+    """The linear layers that `adapt` would change, by their paths in the blocks. Raises what it raises."""
     found = {path: module for path, module in model.model.layers.named_modules() if isinstance(module, nn.Linear)}
     names = sorted({path.rpartition(".")[2] for path in found})
     for target in config.targets:
         if target not in names:
             raise ConfigError(f"The model has no linear layer {target!r} to adapt", nearest(target, names))
-    for path, module in found.items():
-        parent, _, name = path.rpartition(".")
-        if not config.targets or name in config.targets:
-            setattr(model.model.layers.get_submodule(parent), name, LowRank(module, config))
+    chosen = config.targets or names
+    return {path: module for path, module in found.items() if path.rpartition(".")[2] in chosen}
 
 
 def adapters(model: Decoder) -> Iterator[tuple[str, LowRank]]:

@@ -16,6 +16,9 @@ from homespun.train.disk import replace
 Row = dict[str, Any]
 Metrics = Mapping[str, Any]
 
+SHOWN_SOURCES = 8
+"""Parts of a mixture that one line shows by their names."""
+
 _ESCAPES = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}  # JSON allows them, readers by lines do not
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}  # to their Unicode pictures
 _CONTROLS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
@@ -247,9 +250,18 @@ def validation_text(metrics: Metrics) -> str:
         loss is not None and f"loss {loss:.3f}",
         perplexity is not None and f"perplexity {perplexity:.4g}",
     ]
-    told += [f"{name} {part['bits_per_byte']:.3f}" for name, part in metrics.get("sources", {}).items()]
+    told += _sources_text({name: part["bits_per_byte"] for name, part in metrics.get("sources", {}).items()})
     figures = ", ".join(text for text in told if isinstance(text, str)) or "not finite"
     return f"step {metrics['step']:,}: validation {figures}" + (" (best so far)" if metrics.get("best") else "")
+
+
+def _sources_text(bits: Mapping[str, float]) -> list[str]:
+    """Each part of a mixture, or of many the cheapest and the dearest; those without a figure are left out."""
+    known = sorted((value, name) for name, value in bits.items() if math.isfinite(value))
+    if len(known) <= SHOWN_SOURCES:
+        return [f"{name} {value:.3f}" for name, value in bits.items() if math.isfinite(value)]
+    (least, easy), (most, hard) = known[0], known[-1]
+    return [f"{len(known)} parts from {least:.3f} ({easy}) to {most:.3f} ({hard})"]
 
 
 def preparing_text(phase: str, done: int, total: int | None, tokens: int) -> str:

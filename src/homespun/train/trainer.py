@@ -71,7 +71,7 @@ class Trainer:
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.metrics, self.samples = MetricsLog(folder / "metrics.jsonl"), MetricsLog(folder / "samples.jsonl")
         found = self._newest()
-        micro_rows = self._micro_rows(rows // self.world.size, found and found[1].get("micro_rows"))
+        micro_rows = self._micro_rows(-(-rows // self.world.size), found and found[1].get("micro_rows"))
         former = found and found[1]["precision"]
         precision = choose(train.precision, self.model, micro_rows * context, self.world, former)
         alone = self.world.size == 1 and self.world.device.type == "cpu"
