@@ -16,9 +16,11 @@ import json
 import re
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
+
+import torch
+from contest import Row, machine, options, publish, say
 
 import homespun as hs
 from homespun.config import override
@@ -38,32 +40,35 @@ SHARES = 10  # of which the last one is for the test
 
 
 def main() -> None:
-    """Trains, learns in each way, and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Trains, learns in each way, and publishes a table."""
+    parser = options(__doc__)
     parser.add_argument("--shared", type=Path, default=Path(__file__).parent.parent.parent / "shared" / "data")
     parser.add_argument("--recipe", default="house-tiny")
-    parser.add_argument("--steps", default="400", help="of the first training")
-    parser.add_argument("--wikipedia", type=int, default=200_000, help="characters of it")
-    parser.add_argument("--ways", type=int, nargs="*", default=[0, 1, 2], help="which of the ways")
-    parser.add_argument("--learn", action="append", default=[], help="KEY=VALUE of all learners")
-    parser.add_argument("--out", type=Path, help="keeps the runs in this folder")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("settings", nargs="*", help="key=value of the first training")
+    parser.add_argument("--steps", type=int, default=300, help="of the first training")
+    parser.add_argument("--wikipedia", type=int, default=100_000, help="characters of it")
+    parser.add_argument("--learn", action="append", default=["tries=2"], help="KEY=VALUE of all learners")
+    parser.add_argument("--only", default="", metavar="WORD", help="the ways with this word in their name")
+    parser.add_argument("--out", type=Path, help="keeps the runs in this folder; a way that is there is not done again")
     given = parser.parse_args()
+    about = machine() | {"torch": torch.__version__}
     with tempfile.TemporaryDirectory() as folder:
-        out = given.out or Path(folder)
+        found = {name: told(name, given, given.out or Path(folder)) for name in WAYS if given.only in name}
+    about |= {"recipe": given.recipe, "steps": given.steps, "learn": " ".join(given.learn)}
+    publish(given.results, "Learning three domains in turn", table(found), about)
+
+
+def told(name: str, given: argparse.Namespace, out: Path) -> list[dict[str, Any]]:
+    """The story of one way to learn."""
+    place = out / re.sub(r"\W+", "-", name)
+    kept = place / "story.json"
+    if not kept.is_file():
         texts = texts_of(given.shared, given.wikipedia, out)
-        recipe = hs.recipe(given.recipe, *SETTINGS, f"train.steps={given.steps}", *given.settings)
+        recipe = hs.recipe(given.recipe, *SETTINGS, f"train.steps={given.steps}")
         first = hs.train(str(texts["corpus"][0]), recipe, out / "shakespeare", console=PlainConsole(quiet=True))
-        found = {}
-        for name in [list(WAYS)[number] for number in given.ways]:
-            place = out / re.sub(r"\W+", "-", name)
-            shutil.copytree(first.folder, place, ignore=shutil.ignore_patterns(".lock"))
-            found[name] = story(place, texts, [*WAYS[name], *given.learn])
-            print(json.dumps({name: found[name]}), flush=True)
-    print(table(found))
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        shutil.copytree(first.folder, place, ignore=shutil.ignore_patterns(".lock"))
+        kept.write_text(json.dumps(story(place, texts, [*WAYS[name], *given.learn])), encoding="utf-8")
+    found: list[dict[str, Any]] = json.loads(kept.read_text(encoding="utf-8"))
+    return found
 
 
 def texts_of(shared: Path, characters: int, out: Path) -> dict[str, tuple[Path, Path]]:
@@ -88,7 +93,7 @@ def articles(shared: Path) -> list[str]:
     try:
         from pyarrow import parquet
     except ImportError:
-        print("without pyarrow the articles are those of WikiText-2: pip install pyarrow")
+        say("without pyarrow the articles are those of WikiText-2: pip install pyarrow")
         whole = (shared / "wikitext2" / "valid.txt").read_text(encoding="utf-8")
         return re.split(r"^(?= = [^=\n]+ = *$)", whole, flags=re.MULTILINE)
     return list(parquet.read_table(shared / "wikipedia" / "wikipedia_en_sample.parquet")["text"].to_pylist())
@@ -98,13 +103,13 @@ def story(place: Path, texts: dict[str, tuple[Path, Path]], settings: list[str])
     """Learns German, then Wikipedia; the figures before, and after each."""
     rows: list[dict[str, Any]] = [{"stage": "at first", "bits": bits(place, texts)}]
     for stage in DOMAINS[1:]:
-        run, begin = hs.load(place), time.monotonic()
+        run = hs.load(place)
         learner = Learner(place, run.recipe, run.tokenizer, run.model, override(LearnConfig(), settings))
         done = asyncio.run(learner.run([f"{stage}={texts[stage][0]}"], Limits()))
         rises = gated(learner)
         learner.close()
-        row = {"stage": stage, "kept": done.kept, "refused": done.refused, "gate": rises, "bits": bits(place, texts)}
-        rows.append(row | {"seconds": round(time.monotonic() - begin, 1)})
+        rows.append({"stage": stage, "kept": done.kept, "refused": done.refused, "gate": rises})
+        rows[-1]["bits"] = bits(place, texts)
     return rows
 
 
@@ -122,23 +127,24 @@ def gated(learner: Learner) -> dict[str, float]:
     return {name: drift[name] / (each["loss"] - drift[name]) for name, each in last.items() if name in drift}
 
 
-def table(found: dict[str, list[dict[str, Any]]]) -> str:
-    """Bits per byte, and rises of what was old."""
-    head = "| | domain | at first | after German | after Wikipedia | new fell | old rose | the gate saw | kept, refused |"
-    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
+def table(found: dict[str, list[dict[str, Any]]]) -> list[Row]:
+    """Bits per byte, and what became of the new and the old."""
+    lines: list[Row] = []
     for name, rows in found.items():
-        counts = ", ".join(f"{row['kept']} + {row['refused']}" for row in rows[1:])
         for number, domain in enumerate(DOMAINS):
             line = [row["bits"][domain] for row in rows]
-            fell = f"{1 - line[number] / line[number - 1]:.1%}" if number else ""
-            later = [
-                value / min(line[number : place + number]) - 1 for place, value in enumerate(line[number + 1 :], 1)
-            ]
-            rose = f"{max(later):+.1%}" if later else ""
-            saw = [row["gate"][domain] for row in rows[number + 1 :] if domain in row["gate"]]
-            cells = [*(f"{value:.3f}" for value in line), fell, rose, f"{max(saw):+.1%}" if saw else "", counts]
-            lines.append(f"| {name} | {domain} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rises = [line[place] / min(line[number:place]) - 1 for place in range(number + 1, len(line))]
+            gate = [row["gate"][domain] for row in rows[number + 1 :] if domain in row["gate"]]
+            row: Row = {"way": name, "domain": domain}
+            row |= {
+                f"after {stage}" if place else "at first": f"{line[place]:.3f}" for place, stage in enumerate(DOMAINS)
+            }
+            row["new: fell by"] = f"{1 - line[number] / line[number - 1]:.1%}" if number else None
+            row["old: rose by"] = f"{max(rises):+.1%}" if rises else None
+            row["as the gate saw it"] = f"{max(gate):+.1%}" if gate else None
+            row["cycles kept + refused"] = f"{rows[number]['kept']} + {rows[number]['refused']}" if number else None
+            lines.append(row)
+    return lines
 
 
 if __name__ == "__main__":
