@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from homespun.generate.batch import evaluating
+from homespun.generate.embedder import Embedder
 from homespun.generate.engine import Generator
 from homespun.model.decoder import Decoder
 from homespun.serve.errors import Refusal, about
@@ -23,8 +25,8 @@ from homespun.serve.schema import EmbeddingsRequest
 
 PART = 256  # tokens of one forward
 
-Read = tuple[list[int], np.ndarray]
-"""The texts to which parts belong, and the unit vector of each part, (B, e)."""
+Read = list[tuple[int, np.ndarray]]
+"""The places of texts, each with the unit vector (e,) of a part of it."""
 
 
 def ids_of(asked: EmbeddingsRequest, generator: Generator, limits: Limits) -> list[list[int]]:
@@ -32,7 +34,7 @@ def ids_of(asked: EmbeddingsRequest, generator: Generator, limits: Limits) -> li
     if len(asked.input) > limits.inputs:
         message = f"A request may have {limits.inputs:,} texts here, not {len(asked.input):,}"
         raise Refusal(400, message, "invalid_value", "input")
-    if asked.dimensions not in (None, size := _size(generator.model)):
+    if asked.dimensions not in (None, size := Embedder(generator.model, generator.tokenizer).size):
         message = f"The vectors of this model have {size:,} numbers, and a part of them would tell less than it seems"
         raise Refusal(400, message, "invalid_value", "dimensions")
     with about("input"):
@@ -65,19 +67,19 @@ def read_parts(model: Decoder, texts: Sequence[Sequence[int]]) -> Iterator[Read]
         for begin in range(0, longest, PART):
             with torch.inference_mode(), evaluating(model):
                 hidden.append(model.hidden(tokens[:, begin : begin + PART], cache)[0])
-                if begin + PART < longest:
-                    vectors = np.zeros((0, _size(model)), dtype=np.float32)
-                else:
-                    lengths = torch.tensor([len(ids) for ids in rows], device=tokens.device)
-                    vectors = model.embedding(torch.cat(hidden, 1), lengths).float().cpu().numpy()
-            yield owners[: len(vectors)], vectors
+            if begin + PART < longest:
+                yield []
+        with torch.inference_mode(), evaluating(model):
+            lengths = torch.tensor([len(ids) for ids in rows], device=tokens.device)
+            found = model.embedding(tokens, torch.cat(hidden, 1), lengths).float().cpu().numpy()
+        yield list(zip(owners, found, strict=True))
 
 
 def told(asked: EmbeddingsRequest, texts: Sequence[Sequence[int]], read: Sequence[Read]) -> dict[str, Any]:
     """The answer, in OpenAI's shape: the vector of a text is the mean of those of its parts, at length 1."""
-    sums = np.zeros((len(texts), read[-1][1].shape[1]), dtype=np.float32)
-    for owners, vectors in read:
-        np.add.at(sums, owners, vectors)
+    sums = np.zeros((len(texts), len(read[-1][0][1])), dtype=np.float32)
+    for place, vector in chain.from_iterable(read):
+        sums[place] += vector
     if not np.isfinite(sums).all():
         raise Failed("The model gives numbers that are not finite", "Serve another checkpoint.")
     unit = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.finfo(np.float32).tiny)
@@ -89,11 +91,6 @@ def told(asked: EmbeddingsRequest, texts: Sequence[Sequence[int]], read: Sequenc
         "model": asked.model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-
-
-def _size(model: Decoder) -> int:
-    head = model.config.embedding
-    return head.size if head is not None else model.config.width
 
 
 def _cut(ids: Sequence[int], context: int) -> list[Sequence[int]]:
