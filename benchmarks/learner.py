@@ -2,10 +2,10 @@
 
     python benchmarks/learner.py
 
-A run is trained on tinyshakespeare. From its checkpoint a learner reads the German Genesis, and then articles of
-Wikipedia, both of the shared data, in three ways. Printed are bits per byte of text that no learner read, the last
-tenth of each domain, before and after each stage; and how far what was old in a stage stands above the lowest that it
-had before, by that text and by the one that the gate measures with.
+A run is trained on tinyshakespeare. From its checkpoint a learner reads the beginning of the German Genesis, and then
+articles of Wikipedia, both of the shared data, in three ways. Printed are bits per byte of text that no learner read,
+the last tenth of each domain, before and after each stage; and how far what was old in a stage stands above the lowest
+that it had before, by that text and by the one that the gate measures with.
 """
 
 from __future__ import annotations
@@ -45,8 +45,10 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(__file__).parent.parent.parent / "shared" / "data")
     parser.add_argument("--recipe", default="house-tiny")
     parser.add_argument("--steps", type=int, default=300, help="of the first training")
-    parser.add_argument("--wikipedia", type=int, default=100_000, help="characters of it")
-    parser.add_argument("--learn", action="append", default=["tries=2"], help="KEY=VALUE of all learners")
+    parser.add_argument("--characters", type=int, default=60_000, help="of German, and of Wikipedia")
+    parser.add_argument(
+        "--learn", nargs="*", default=["tries=2", "cycle_tokens=8192"], help="KEY=VALUE of all learners"
+    )
     parser.add_argument("--only", default="", metavar="WORD", help="the ways with this word in their name")
     parser.add_argument("--out", type=Path, help="keeps the runs in this folder; a way that is there is not done again")
     given = parser.parse_args()
@@ -62,7 +64,7 @@ def told(name: str, given: argparse.Namespace, out: Path) -> list[dict[str, Any]
     place = out / re.sub(r"\W+", "-", name)
     kept = place / "story.json"
     if not kept.is_file():
-        texts = texts_of(given.shared, given.wikipedia, out)
+        texts = texts_of(given.shared, given.characters, out)
         recipe = hs.recipe(given.recipe, *SETTINGS, f"train.steps={given.steps}")
         first = hs.train(str(texts["corpus"][0]), recipe, out / "shakespeare", console=PlainConsole(quiet=True))
         shutil.copytree(first.folder, place, ignore=shutil.ignore_patterns(".lock"))
@@ -76,7 +78,7 @@ def texts_of(shared: Path, characters: int, out: Path) -> dict[str, tuple[Path, 
     out.mkdir(parents=True, exist_ok=True)
     whole = {
         "corpus": (shared / "tinyshakespeare.txt").read_text(encoding="utf-8"),
-        "german": (shared / "genesis" / "german.txt").read_text(encoding="utf-8"),
+        "german": (shared / "genesis" / "german.txt").read_text(encoding="utf-8")[:characters],
         "wikipedia": "\n\n".join(articles(shared))[:characters],
     }
     found = {}

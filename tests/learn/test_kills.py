@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from homespun.learn.autonomous import JOURNAL
+from homespun.learn.journal import JOURNAL
 from homespun.learn.spool import folder_of, put
 from tests.learn.learners import consistent, sums
 from tests.train.forks import ended, fork, needs_fork

@@ -170,6 +170,18 @@ def test_few_steps_are_told(base: hs.Run, rows: str, tmp_path: Path) -> None:
     assert "batch_tokens=256" in (few_steps(5, 4096) or "")
 
 
+def test_an_adapter_on_a_base_that_knows_no_end_is_advised_against(base: hs.Run, rows: str, tmp_path: Path) -> None:
+    other = hs.load(base.folder)
+    with torch.no_grad():
+        other.model.head_weight[other.tokenizer.end] = 1.001 * other.model.head_weight[7]
+    said = {}
+    for name, run, lora in (("known", base, 2), ("unknown", other, 2), ("all", other, None)):
+        hs.tune(run, rows, tmp_path / name, *FAST, "train.steps=1", lora=lora, console=QUIET)
+        said[name] = [row["advice"] for row in read_metrics(tmp_path / name / "metrics.jsonl") if "advice" in row]
+    assert not said["known"] and not said["all"]
+    assert len(said["unknown"]) == 1 and "never learnt the token that ends" in said["unknown"][0]
+
+
 def test_the_report_says_how_the_base_answered(base: hs.Run, rows: str, tmp_path: Path) -> None:
     hs.tune(base, rows, tmp_path / "run", *FAST, "train.steps=1", console=QUIET)
     page = (tmp_path / "run" / "report.html").read_text()

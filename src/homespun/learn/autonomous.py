@@ -19,7 +19,7 @@ from homespun.data.text import cut
 from homespun.data.tokenizer import Tokenizer
 from homespun.errors import DataError
 from homespun.learn import dedup, replay
-from homespun.learn.journal import Journal, Prepared
+from homespun.learn.journal import JOURNAL, Journal, Prepared
 from homespun.learn.parts import PIECE, Part, Source
 from homespun.learn.pupil import Pupil
 from homespun.learn.settings import LearnConfig
@@ -29,7 +29,6 @@ from homespun.model.decoder import Decoder
 from homespun.train.guard import SignalGuard
 from homespun.train.recipe import Recipe
 
-JOURNAL = Path("learn") / "journal.sqlite"
 ROOM = 3  # checkpoints for which the disk must have room
 
 

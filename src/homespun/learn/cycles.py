@@ -15,7 +15,7 @@ from typing import Any
 from homespun.learn.journal import Item, Journal
 from homespun.learn.replay import CORPUS, add_span, domains, trim
 
-CALM, MOST_CAUTION = 4, 5
+CALM, MOST_CAUTION = 4, 3
 
 
 def open_cycle(

@@ -21,6 +21,9 @@ import numpy as np
 from homespun.errors import DataError
 from homespun.learn import dedup
 
+JOURNAL = Path("learn") / "journal.sqlite"
+"""Where it stands in a run's folder."""
+
 VERSION = 1
 CROWD = 32  # texts of one band: forms that are filled in would otherwise be compared with all before them
 _TABLES = """

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from homespun.errors import CheckpointError, DataError
-from homespun.learn.autonomous import JOURNAL
+from homespun.learn.journal import JOURNAL
 
 STATES = {
     "waiting": "wait",
