@@ -62,9 +62,8 @@ def learn(run: Path, *sources: object, settings: LearnConfig = SETTINGS, **limit
 def consistent(run: Path, texts: list[str]) -> dict[str, int]:
     """Checks that journal, checkpoints and metrics tell one story, in which each text occurs once; how many texts there
     are of each state."""
-    from homespun.learn.journal import JOURNAL
     from homespun.learn.dedup import clean, content_key
-    from homespun.learn.journal import Journal
+    from homespun.learn.journal import JOURNAL, Journal
     from homespun.train.checkpoint import Checkpoints
 
     journal = Journal(run / JOURNAL)

@@ -18,7 +18,7 @@ class LearnConfig(Config):
     `learning_rate` times the recipe's; after a refused cycle more carefully. A text is refused after `tries` of them.
     The gate: no held-out loss of an old domain may stand more than the share `tolerance` above the lowest it has had,
     or a part of the cycle is taken back; with `gate` false every finite cycle is kept. Held out of each domain: the
-    share `held` of its texts; `evaluate_tokens` of them are measured. Kept to replay: `reservoir_tokens` of each domain.
+    share `held` of its texts; `evaluate_tokens` of them are measured. Kept to replay: `reservoir_tokens` of each one.
 
     What is taken: at most `queue` texts wait; `characters_per_minute` of each source (none: no limit); texts of at
     least `shortest` characters; none as alike to an earlier one as `alike` (an estimate of the Jaccard similarity), and
