@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,8 @@ from homespun.data.corpus import Corpus, prepare
 from homespun.data.mixture import BLOCK, DataConfig, MixedBatches, quotas
 from homespun.data.vocabulary import Bpe, Bytes
 from homespun.errors import ConfigError, DataError
+from homespun.evaluate.parts import parts as parts_of
+from homespun.evaluate.story import Story
 from homespun.train.log import read_metrics, validation_text
 from homespun.train.recipe import Recipe
 from tests.train.house import assert_equal, trainer
@@ -240,6 +243,20 @@ def test_a_part_too_small_to_be_measured_is_told(texts: dict[str, Path], tmp_pat
     assert corpus.parts("train")["tiny"].count == len("one line of text") + 1
     assert corpus.batches(CONTEXT, 64, 0)[0].tokens.shape == (64, CONTEXT)
     assert {name for name, _ in corpus.validation(CONTEXT, 4)} == set(texts)
+
+
+def test_a_report_tells_of_every_part_and_draws_a_few(tmp_path: Path) -> None:
+    for count in (3, 40):
+        rows = [
+            {"step": step, "validation_loss": 2.0, "validation_bits_per_byte": 2.0,
+             "sources": {f"part{n}": {"loss": 1.0, "bits_per_byte": 1 + n / 100 + 1 / step} for n in range(count)}}
+            for step in (1, 10)
+        ]  # fmt: skip
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        page = str(parts_of(Story.read(tmp_path)))
+        assert all(f"<td>part{n}</td>" in page or f">part{n}<" in page for n in range(count))
+        assert len(set(re.findall(r'<path[^>]*class="[^"]*\bs(\d)', page))) == min(count, 8)
+        assert ("8 of 40, from the cheapest" in page) == (count == 40)
 
 
 def test_many_parts_fit_on_a_line() -> None:

@@ -187,8 +187,10 @@ def test_the_report_says_how_the_base_answered(base: hs.Run, rows: str, tmp_path
     page = (tmp_path / "run" / "report.html").read_text()
     first = f"{validation(tmp_path / 'run')[0]['validation_bits_per_byte']:.3f}"
     assert re.search(rf"<dt>Before tuning</dt>\s*<dd>{first}", page)
+    assert f"homespun tune {base.folder} {rows} --out {tmp_path / 'run'}-again" in page
     base.report()
-    assert "Before tuning" not in (base.folder / "report.html").read_text()
+    page = (base.folder / "report.html").read_text()
+    assert "Before tuning" not in page and "homespun tune" not in page
 
 
 def test_an_adapter_changes_its_layers_alone(base: hs.Run, rows: str, tmp_path: Path) -> None:
@@ -243,6 +245,7 @@ def test_mistakes_are_told(base: hs.Run, rows: str, tmp_path: Path) -> None:
 
 def test_the_recipe_says_what_it_was_tuned_from(base: hs.Run) -> None:
     recipe = tuned_recipe(base, LoRA(rank=4))
+    assert recipe.optimizer.schedule.factor(10, 100) == 1  # a tenth of the run is warm-up, however short it is
     assert recipe.tuned is not None and recipe.tuned.step == base.step == 3
     assert override(recipe, []) == recipe  # it can be written and read
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from homespun.evaluate.charts import Chart, Series, draw, thin
@@ -11,6 +12,8 @@ from homespun.evaluate.story import Row, Story, number
 from homespun.evaluate.words import exact
 
 NOTE = "Each part of the mixture is measured by itself, on its own held-out text."
+SHOWN = 8
+"""Parts of which a chart is drawn; of more, some from the cheapest to the dearest."""
 
 
 def parts(story: Story) -> Html:
@@ -25,13 +28,22 @@ def parts(story: Story) -> Html:
     for name, told in curves.items():
         bits = [figures["bits_per_byte"] for _, figures in told]
         rows.append([name, exact(bits[-1], 3), exact(min(bits), 3), exact(told[-1][1]["loss"], 3)])
+    drawn = _spread(sorted(curves, key=lambda name: curves[name][-1][1]["bits_per_byte"])) if rows[SHOWN:] else curves
     lines = [
-        Series(name, thin([(step, figures["bits_per_byte"]) for step, figures in told], 600), index, "dots")
-        for index, (name, told) in enumerate(curves.items())
+        Series(name, thin([(step, figures["bits_per_byte"]) for step, figures in curves[name]], 600), index, "dots")
+        for index, name in enumerate(drawn)
     ]
     chart = draw(Chart("Bits per byte of each part", "steps", lines, wide=True))
     heads = ["Part", "Bits per byte", "Its best", "Loss"]
-    return section("Parts of the mixture", element("p", NOTE, class_="note"), table(heads, rows), chart)
+    note = NOTE + (
+        f" The curves are of {SHOWN} of {len(rows)}, from the cheapest to the dearest." if rows[SHOWN:] else ""
+    )
+    return section("Parts of the mixture", element("p", note, class_="note"), table(heads, rows), chart)
+
+
+def _spread(names: Sequence[str]) -> list[str]:
+    """`SHOWN` of the names, evenly, the first and the last among them."""
+    return [names[index * (len(names) - 1) // (SHOWN - 1)] for index in range(SHOWN)]
 
 
 def _whole(row: Row) -> dict[str, Any]:

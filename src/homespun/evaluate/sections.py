@@ -135,7 +135,11 @@ def _again(story: Story) -> list[Html]:
     data = shlex.join(map(str, told)) if isinstance(told, list) and told else "DATA"
     run, again = shlex.quote(str(story.path)), shlex.quote(f"{story.path}-again")
     commands = [("Let this model write", f"homespun generate {run} -p 'Once'")]
-    if story.recipe:
+    if base := story.settings.get("tuned.base"):
+        rank = story.settings.get("tuned.adapter.rank")
+        lora = f" --lora {rank}" if rank else ""
+        commands.insert(0, ("Tune once more", f"homespun tune {shlex.quote(str(base))} {data} --out {again}{lora}"))
+    elif story.recipe:
         commands.insert(0, ("Train the same model anew", f"homespun train {data} --recipe {run} --out {again}"))
     return [join(element("p", label, class_="note"), element("pre", line, tabindex=0)) for label, line in commands]
 

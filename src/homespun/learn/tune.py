@@ -16,6 +16,7 @@ from homespun.model.decoder import Decoder
 from homespun.model.lora import LoRA, adapt, adaptable, adapter_tensors, load_adapters, merged
 from homespun.objectives import NextToken
 from homespun.optim import AdamW
+from homespun.optim.schedule import WarmupStableDecay
 from homespun.train import parallel
 from homespun.train.folder import note_environment, open_folder
 from homespun.train.log import Console
@@ -52,7 +53,11 @@ def tuned_recipe(base: Base, adapter: LoRA | None) -> Recipe:
         model=base.recipe.model,
         tokenizer=base.recipe.tokenizer,
         objective=NextToken(),
-        optimizer=AdamW(learning_rate=ADAPTER_RATE if adapter else RATE, weight_decay=0.0),
+        optimizer=AdamW(
+            learning_rate=ADAPTER_RATE if adapter else RATE,
+            weight_decay=0.0,
+            schedule=WarmupStableDecay(warmup=0.1),  # a run may be short
+        ),
         # rows of many lengths: a compiler would start anew for each
         train=TrainConfig(epochs=3, batch_tokens=4096, compile="off", seed=base.recipe.train.seed),
         tuned=Tuned(base=str(base.folder), step=base.step, adapter=adapter),
@@ -89,6 +94,9 @@ def tune(base: Base, recipe: Recipe, pairs: Sequence[str | Path], folder: Path, 
         trainer.evaluate()
         if recipe.train.epochs and (said := few_steps(trainer.budget.total, recipe.train.batch_tokens)):
             trainer.advise(said)
+        if kind is AdapterTrainer and not knows_end(base.model, base.tokenizer.end):
+            trainer.advise("The base never learnt the token that ends a text, and an adapter leaves it as it is: "
+                           "answers may go on and on. Tune all weights instead.")  # fmt: skip
     summary = trainer.fit()
     parallel.leave()
     return summary
@@ -101,6 +109,13 @@ def few_steps(steps: int | None, batch_tokens: int) -> str | None:
     smaller = max(128, 2 ** (max(1, batch_tokens * steps // FEW).bit_length() - 1))
     more = f"smaller steps with train.batch_tokens={smaller}" if smaller < batch_tokens else "more rows"
     return f"{steps:,} step{'s are' if steps > 1 else ' is'} few to learn in: try more passes with --epochs, or {more}."
+
+
+@torch.no_grad()
+def knows_end(model: Decoder, end: int) -> bool:
+    """Whether the output tells the `end` from all other tokens: those that were never learnt all point one way."""
+    near = torch.cosine_similarity(model.head_weight.float(), model.head_weight[end].float(), dim=1) > 0.99
+    return int(near.sum()) == 1
 
 
 class AdapterTrainer(Trainer):
