@@ -201,46 +201,64 @@ def test_figures_tell_a_good_space_from_a_point():
 
 def test_a_vector_is_of_its_text_alone():
     model, batch = decoder().eval(), pairs()
-    whole = model.embedding(model.hidden(batch.tokens)[0], batch.lengths)
+    whole = model.embedding(batch.tokens, model.hidden(batch.tokens)[0], batch.lengths)
     assert whole.shape == (8, 8) and whole.norm(dim=1).tolist() == pytest.approx([1.0] * 8)
     for row, length in enumerate(batch.lengths.tolist()):
-        alone = model.embedding(model.hidden(batch.tokens[row : row + 1, :length])[0], torch.tensor([length]))
+        tokens = batch.tokens[row : row + 1, :length]
+        alone = model.embedding(tokens, model.hidden(tokens)[0], torch.tensor([length]))
         torch.testing.assert_close(alone[0], whole[row], atol=1e-6, rtol=0)
 
 
-def head(pooling: str, width: int = 2) -> EmbeddingHead:
-    made = Embedding(size=4, pooling=pooling).build(width)
+def head(pooling: str, words: bool) -> EmbeddingHead:
+    """Of width 2, for 3 tokens: the states count half their second number, tokens nothing but the last, ln 2."""
+    made = Embedding(size=4, pooling=pooling, words=words).build(2, 3)
     with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.copy_(torch.arange(parameter.numel()).view_as(parameter) / 4)
+        made.weight.copy_(torch.arange(8.0).view(4, 2))
+        for parameter, values in (
+            (made.words, torch.arange(12.0).view(3, 4)),
+            (made.score, torch.tensor([0.0, 1.0])),
+            (made.word_score, torch.tensor([[0.0], [0.0], [math.log(2)]])),
+        ):
+            if parameter is not None:
+                parameter.copy_(values)
     return made
 
 
+@pytest.mark.parametrize("words", [False, True])
 @pytest.mark.parametrize("pooling", ["mean", "weighted", "last"])
-def test_pooling_reads_real_tokens_only(pooling):
+def test_pooling_reads_real_tokens_only(pooling, words):
     hidden = torch.arange(12.0).view(2, 3, 2)
     hidden[0, 2] = math.nan
-    found = head(pooling).pooled(hidden, torch.tensor([2, 3]))
-    share = (
-        torch.tensor([0.0, 0.5, 1.0]).softmax(0),
-        torch.tensor([0.0, 0.5]).softmax(0),
-    )  # scores: half the second number
-    expected = {
-        "mean": [[1.0, 2.0], [8.0, 9.0]],
-        "last": [[2.0, 3.0], [10.0, 11.0]],
-        "weighted": [(share[1] @ hidden[0, :2]).tolist(), (share[0] @ hidden[1]).tolist()],
+    tokens, lengths = torch.tensor([[0, 2, 1], [1, 1, 0]]), torch.tensor([2, 3])
+    made = head(pooling, words)
+    more = math.log(2) * words
+    weights = {
+        "mean": [[0.5, 0.5], [1 / 3] * 3],
+        "last": [[0.0, 1.0], [0.0, 0.0, 1.0]],
+        "weighted": [
+            torch.tensor([0.5, 1.5 + more]).softmax(0).tolist(),
+            torch.tensor([3.5, 4.5, 5.5]).softmax(0).tolist(),
+        ],
     }[pooling]
-    torch.testing.assert_close(found, torch.tensor(expected))
+    for row, shares in enumerate(weights):
+        shares = torch.tensor(shares)
+        expected = shares @ hidden[row, : len(shares)] @ made.weight.T / 2
+        if words:
+            expected = expected + shares @ made.words[tokens[row, : len(shares)]]
+        found = made(tokens, hidden, lengths)[row]
+        torch.testing.assert_close(found, expected / expected.norm())
 
 
+@pytest.mark.parametrize("words", [False, True])
 @pytest.mark.parametrize("pooling", ["mean", "weighted", "last"])
-def test_no_place_gives_zeros_and_no_gradient(pooling):
-    made, hidden = head(pooling), torch.randn(2, 3, 2, requires_grad=True)
-    vectors = made(hidden, torch.tensor([0, 2]))
+def test_no_place_gives_zeros_and_no_gradient(pooling, words):
+    made, hidden = head(pooling, words), torch.randn(2, 3, 2, requires_grad=True)
+    vectors = made(torch.tensor([[1, 1, 1], [0, 2, 1]]), hidden, torch.tensor([0, 2]))
     assert not vectors[0].any() and vectors[1].any()
     vectors.sum().backward()
     assert not hidden.grad[0].any() and not hidden.grad[1, 2].any() and hidden.grad[1, :2].any()
     assert all(torch.isfinite(parameter.grad).all() for parameter in made.parameters())
+    assert not words or (not made.words.grad[1].any() and made.words.grad[2].any())
 
 
 @pytest.mark.parametrize("pooling", ["mean", "weighted", "last"])
@@ -250,7 +268,7 @@ def test_the_total_is_both_losses_and_its_parts_add_up(pooling):
     assert torch.equal(plain.loss, joint.loss) and plain.count == joint.count == 128
     contrastive = float(joint.extra["contrastive"][0]) / joint.count
     assert joint.total.item() / 128 == pytest.approx(plain.total.item() / 128 + 0.5 * contrastive, rel=1e-6)
-    vectors = model.embedding(model.hidden(batch.tokens)[0], batch.lengths)
+    vectors = model.embedding(batch.tokens, model.hidden(batch.tokens)[0], batch.lengths)
     expected = info_nce(vectors[::2], vectors[1::2], torch.arange(4), 0.2).mean()
     assert contrastive == pytest.approx(expected.item(), rel=1e-5)
     assert Joint().build()(model, unpaired(batch)).total == plain.total  # no pairs, no second loss
@@ -266,7 +284,7 @@ def test_the_loss_is_computed_in_fp32_under_autocast():
     model, batch = decoder(), pairs()
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.hidden(batch.tokens)[0]
-        vectors = model.embedding(hidden, batch.lengths)
+        vectors = model.embedding(batch.tokens, hidden, batch.lengths)
         losses = Joint().build()(model, batch)
     assert vectors.dtype == torch.float32
     expected = info_nce(vectors[::2], vectors[1::2], torch.arange(4), Joint().temperature).mean()
@@ -345,9 +363,18 @@ def test_embeddings_learn_to_pair(tmp_path):
     assert np.mean(seen[-5:]) < 0.6 * np.mean(seen[:3])
 
 
-@pytest.mark.parametrize(("pooling", "numbers"), [("mean", 8 * 32), ("weighted", 9 * 32), ("last", 8 * 32)])
-def test_the_head_costs_what_it_counts(pooling, numbers):
-    headed, bare = decoder(embedding=Embedding(size=8, pooling=pooling)), decoder(embedding=None)
+@pytest.mark.parametrize(
+    ("pooling", "words", "numbers"),
+    [
+        ("mean", False, 8 * 32),
+        ("weighted", False, 9 * 32),
+        ("last", True, 8 * (32 + 64)),
+        ("weighted", True, 9 * (32 + 64)),
+    ],
+)
+def test_the_head_costs_what_it_counts(pooling, words, numbers):
+    headed = decoder(embedding=Embedding(size=8, pooling=pooling, words=words))
+    bare = decoder(embedding=None)
     counted = sum(p.numel() for p in headed.parameters())
     assert cost(headed.config).parameters == counted == cost(bare.config).parameters + numbers
     begun, plain = headed.state_dict(), bare.state_dict()

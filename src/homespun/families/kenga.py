@@ -57,7 +57,7 @@ class KengaConfig:
             norm=LayerNorm(),
             positions=LearnedPositions(),
             dropout=self.dropout,
-            embedding=Embedding(size=self.hidden_size),
+            embedding=Embedding(size=self.hidden_size, pooling="mean", words=False),
         )
 
 
@@ -83,7 +83,7 @@ class KengaModel(Decoder):
     def embed(self, ids: Tensor) -> Tensor:
         """The second head: a vector of length 1 for each row of ids (B, T), (B, hidden_size)."""
         hidden, _ = self.hidden(ids)
-        return self.embedding(hidden, torch.full((len(ids),), ids.size(1), device=ids.device))
+        return self.embedding(ids, hidden, torch.full((len(ids),), ids.size(1), device=ids.device))
 
 
 class AutonomousTrainer:

@@ -66,7 +66,8 @@ class Embedder:
             for place, row in enumerate(taken):
                 tokens[place, : len(rows[row])] = torch.tensor(rows[row])
             lengths = torch.tensor([len(rows[row]) for row in taken], device=device)
-            hidden, _ = self.model.hidden(tokens.to(device))
-            vectors[taken] = self.model.embedding(hidden, lengths).cpu().numpy()
+            tokens = tokens.to(device)
+            hidden, _ = self.model.hidden(tokens)
+            vectors[taken] = self.model.embedding(tokens, hidden, lengths).cpu().numpy()
         self.model.train(training)
         return vectors

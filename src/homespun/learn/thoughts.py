@@ -145,8 +145,9 @@ def vectors_of(model: Decoder, spans: Spans, dim: int) -> Tensor:
     """The thoughts of spans, (B, e) of length sqrt(e), as `ThoughtState.from_input` makes them."""
     training, device = model.training, model.head_weight.device
     model.eval()
-    hidden, _ = model.hidden(spans.tokens.to(device))
-    vectors = model.embedding(hidden, spans.lengths.to(device)).cpu()
+    tokens = spans.tokens.to(device)
+    hidden, _ = model.hidden(tokens)
+    vectors = model.embedding(tokens, hidden, spans.lengths.to(device)).cpu()
     model.train(training)
     if vectors.size(1) != dim:
         vectors = vectors @ turn(vectors.size(1), dim)

@@ -87,7 +87,7 @@ def cost(
     ]
     tables = PartCost(vocab * d + model.positions.parameters(d, model.context), activations=d)
     head = PartCost(0 if model.tie_embeddings else vocab * d, 2 * vocab * d)
-    vectors = PartCost(model.embedding.parameters(d) if model.embedding else 0)  # once for a text: no work of a token
+    vectors = PartCost(model.embedding.parameters(d, vocab) if model.embedding else 0)  # once for a text, not a token
     total = sum(blocks, tables + norm + head + vectors)
     kept = total.activations
     if checkpointed:

@@ -87,7 +87,7 @@ class Decoder(nn.Module):
         self.model = Trunk(config, config.vocab)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.width, config.vocab, bias=False)
-        self.embedding_head = config.embedding.build(config.width) if config.embedding else None
+        self.embedding_head = config.embedding.build(config.width, config.vocab) if config.embedding else None
         initialize(self)
 
     @property
@@ -137,11 +137,12 @@ class Decoder(nn.Module):
             logits = self.config.softcap * torch.tanh(logits.float() / self.config.softcap)
         return logits
 
-    def embedding(self, hidden: Tensor, lengths: Tensor) -> Tensor:
-        """Hidden states (B, T, d) of texts of `lengths` (B,) tokens, from the left -> one unit vector each, (B, e)."""
+    def embedding(self, tokens: Tensor, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """Texts of `lengths` (B,) of the tokens (B, T), from the left, hidden states (B, T, d) -> a unit vector each,
+        (B, e)."""
         if self.embedding_head is None:
             return unit(mean(hidden, lengths))
-        vectors: Tensor = self.embedding_head(hidden, lengths)
+        vectors: Tensor = self.embedding_head(tokens, hidden, lengths)
         return vectors
 
     def forward(self, tokens: Tensor, cache: Sequence[LayerCache] | None = None) -> Tensor:

@@ -26,7 +26,8 @@ def initialize(model: Decoder) -> None:
     | norm weights / biases            | 1 / 0                         | 1 / 0   |
     | the balancing bias of a router   | 0                             | 0       |
     | the embedding head               | N(0, 1 / sqrt(width))         | as left |
-    | its scores of places             | 0                             | 0       |
+    | its vectors of words             | N(0, 1)                       | N(0, 1) |
+    | its scores                       | 0                             | 0       |
 
     s = 0.02 up to width 2500, 1 / sqrt(width) beyond (GPT-2; the zero outputs are modded-nanoGPT's).
     """
@@ -36,12 +37,14 @@ def initialize(model: Decoder) -> None:
         if name.endswith("e_score_correction_bias"):
             buffer.zero_()
     for name, parameter in model.named_parameters():
-        if name.endswith((".bias", "embedding_head.score")):
+        if name.endswith((".bias", "embedding_head.score", "embedding_head.word_score")):
             parameter.zero_()
         elif parameter.dim() == 1:
             parameter.fill_(1.0)
         elif name == "embedding_head.weight":  # vectors are normed: smaller weights would only learn faster
             _normal(parameter, model.config.width**-0.5)
+        elif name == "embedding_head.words":
+            _normal(parameter, 1.0)
         elif name.endswith(OUTPUTS):
             _normal(parameter, output)
         else:

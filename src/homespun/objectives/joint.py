@@ -101,7 +101,8 @@ class JointObjective:
         losses = self.next_token.of(decoder, hidden, auxiliary, batch.targets)
         documents, there = batch.documents[::2], batch.documents[::2] >= 0
         with torch.autocast(hidden.device.type, enabled=False):
-            first, second = decoder.embedding(hidden, batch.lengths).unflatten(0, (-1, 2)).unbind(1)  # (P, e) each
+            vectors = decoder.embedding(batch.tokens, hidden, batch.lengths)
+            first, second = vectors.unflatten(0, (-1, 2)).unbind(1)  # (P, e) each
             contrastive = info_nce(first, second, documents, self.config.temperature, self.gather).sum()
             seen = figures(first[there], second[there])
         share = losses.count / len(documents)  # targets for a pair: the same in every part of a batch, so sums add up

@@ -32,6 +32,7 @@ RULES: tuple[Rule, ...] = (
     Rule(r"model\.embed_(tokens|positions)\.weight", "embedding"),
     Rule(r"lm_head\.weight", "head"),
     Rule(r"embedding_head\.(weight|score)", "head"),
+    Rule(r"embedding_head\.(words|word_score)", "embedding"),
     Rule(_ATTENTION + r"latents", "embedding"),
     Rule(_ATTENTION + r"[qkvo]_proj\.weight", "matrix"),
     Rule(_ATTENTION + r"(q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj)\.weight", "matrix"),
