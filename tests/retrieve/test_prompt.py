@@ -36,7 +36,7 @@ class Fixed:
 def generator() -> Generator:
     """A model of 64 tokens of context; a byte is a token."""
     tokenizer = Bytes().build([], 0)[0]
-    model = Decoder(ModelConfig(width=32, layers=1, context=64, vocab=tokenizer.vocab_size))
+    model = Decoder(ModelConfig(width=48, layers=1, context=64, vocab=tokenizer.vocab_size))
     return Generator(model.eval(), tokenizer)
 
 
