@@ -186,7 +186,7 @@ class LargeLanguageModel:
         return self._teacher.tokenizer
 
     def learn(self, text: str) -> Taught:
-        """Builds the vocabulary from a text, and reads it ten times; tells what changed."""
+        """Builds the vocabulary from a text, and reads it twenty times; tells what changed."""
         return self._teacher.learn(text)
 
     def learn_qa(self, question: str, answer: str) -> Taught:

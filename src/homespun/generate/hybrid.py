@@ -114,7 +114,7 @@ def fitted_gate(model: Tensor, latent: Tensor, entropies: Tensor, weight: float)
 
     search.step(slope)
     fixed = -((1 - weight) * ours.exp() + weight * theirs.exp()).log().mean()
-    return Gate(*found.detach().tolist()) if float(loss()) < float(fixed) else weight
+    return Gate(*found.detach().tolist()) if float(loss().detach()) < float(fixed) else weight
 
 
 class Hybrid:

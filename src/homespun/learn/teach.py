@@ -15,6 +15,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -34,25 +35,30 @@ from homespun.optim import AdamW, clip_gradients
 ROWS = 32
 """Rows of a lesson in one update, and of earlier ones."""
 
+LOGITS = 2**25
+"""Numbers of logits that are in memory at one time."""
+
 
 class Teaching(Config):
     """How lessons are taught.
 
-    `learning_rate`: of AdamW, fresh for each lesson; none: 0.1 / width. Answers are learnt until each of their tokens
+    `learning_rate`: of AdamW, fresh for each lesson; none: 0.05 / width. Answers are learnt until each of their tokens
     has at least the probability `sure`, in at most `steps` updates, of which the rate rises in the first `warmup`; then
-    it falls to 0, in `settle` more or half as many as it took; a text is read `passes` times. `replay_rows`: rows of
-    the model's context, of the run's own text, in each update; `replay`: their weight beside the lesson's 1.
+    it falls to 0, in `settle` more or half as many as it took; a text is read `passes` times, while the rate falls.
+    `replay_rows`: rows of the model's context, of the run's own text, in each update; `replay`: the weight of their
+    loss beside the lesson's 1; `hold`: of the distance from what the model said of them before the lesson.
     `held_out_tokens`: what is read to measure the drift. `seed`: of which rows are replayed.
     """
 
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     steps: Count = 200
     sure: Annotated[float, Field(gt=0.5, lt=1)] = 0.8
-    passes: Count = 10
+    passes: Count = 20
     settle: Count = 30
     warmup: Count = 10
-    replay_rows: Annotated[int, Field(ge=0)] = 8
+    replay_rows: Annotated[int, Field(ge=0)] = 4
     replay: Annotated[float, Field(ge=0)] = 1.0
+    hold: Annotated[float, Field(ge=0)] = 10.0
     held_out_tokens: Count = 32768
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
@@ -176,26 +182,27 @@ class Teacher:
         settings = self.settings
         passes = -(-len(rows.lengths) // ROWS)
         most = steps or (settings.passes * passes if text else settings.steps * passes)
-        rate = settings.learning_rate or 0.1 / self.model.config.width
+        rate = settings.learning_rate or 0.05 / self.model.config.width
         optimizer = AdamW(learning_rate=rate, weight_decay=0.0, betas=(0.9, 0.98)).build(self.model)
         random = np.random.default_rng([settings.seed, self.steps])
+        keeps = self.material is not None and settings.replay_rows and (settings.replay or settings.hold)
         learnt_at: int | None = None
         for step in range(most):
-            left = 1.0
+            left = min(1.0, (most - step) / (most if text else settings.settle))
             if learnt_at is not None:
-                left = 1 - (step - learnt_at) / max(settings.settle, learnt_at // 2)
+                left = min(left, 1 - (step - learnt_at) / max(settings.settle, learnt_at // 2))
                 if left <= 0:
                     return step
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(left, (step + 1) / settings.warmup)
-            parts = [(_some(rows, random), 1.0)]
+            parts = [_some(rows, random)]
             if len(former.lengths):
-                parts.append((_some(former, random), 1.0))
-            if self.material is not None and settings.replay and settings.replay_rows:
-                parts.append((self._replayed(), settings.replay))
-            for batch, weight in parts:
+                parts.append(_some(former, random))
+            for batch in parts:
                 losses = self._objective(self.model, batch.to(self.model.head_weight.device))
-                (losses.total * (weight / max(1, losses.count))).backward()
+                (losses.total / max(1, losses.count)).backward()
+            if keeps:
+                self._keep()
             clip_gradients(self.model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -204,11 +211,23 @@ class Teacher:
                 learnt_at = step + 1
         return most
 
-    def _replayed(self) -> Batch:
-        """Rows of the run's own text, others in each update."""
-        assert self.material is not None
-        batches = self.material.batches(self.model.config.context, self.settings.replay_rows, self.settings.seed + 1)
-        return batches[self.steps]
+    def _keep(self) -> None:
+        """Adds to the gradient the loss of rows of the run's own text, and how far the model has come from what it
+        said of them before the lesson (learning without forgetting: Li and Hoiem, 2016), in nats per token."""
+        settings = self.settings
+        assert self.material is not None and self._former is not None
+        batches = self.material.batches(self.model.config.context, settings.replay_rows, settings.seed + 1)
+        rows = batches[self.steps].to(self.model.head_weight.device)  # others in each update
+        part = max(1, LOGITS // (rows.tokens.size(1) * self.model.head_weight.size(0)))
+        asked = max(1, int((rows.targets != IGNORED).sum()))
+        for tokens, targets in zip(rows.tokens.split(part), rows.targets.split(part), strict=True):
+            with torch.no_grad():
+                before = torch.func.functional_call(self.model, self._former.weights, (tokens,))
+                before = before.float().log_softmax(-1)
+            now = self.model(tokens).float().log_softmax(-1)
+            loss = F.nll_loss(now.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum") / asked
+            distance = F.kl_div(now, before, reduction="sum", log_target=True) / rows.tokens.numel()
+            (settings.replay * loss + settings.hold * distance).backward()
 
     def _learnt(self, rows: Rows) -> bool:
         return all(bool((losses <= -math.log(self.settings.sure)).all()) for _, losses in self._losses(rows))
