@@ -35,7 +35,10 @@ class Built:
 
 
 def build(
-    data: Sequence[str | Path], out: Path, meaning: Meaning | None, say: Callable[[str], None] = lambda note: None
+    data: Sequence[str | Path],
+    out: Path,
+    meaning: Meaning | None = None,
+    say: Callable[[str], None] = lambda note: None,
 ) -> Built:
     """Makes the file `out` hold the passages of `data`, and with a meaning their vectors; else words alone.
 
