@@ -4,8 +4,9 @@
 
 The runs read the same articles (Wikipedia and WikiText-2 of the shared data), from the same weights, with the same
 budget. `joint`: the objective as it comes; `states`: without vectors of words in its head; `plain`: with weight 0, so
-that a text is the mean of its hidden states. Then they are tried on what none has seen: 548 questions of BoolQ and 500
-passages, the sentence pairs of SemEval 2012 to 2014, and the validation side of the text.
+that a text is the mean of its hidden states; `untrained`: the joint one before its first step. Then they are tried on
+what none has seen: 548 questions of BoolQ and 500 passages, the sentence pairs of SemEval 2012 to 2014, and the
+validation side of the text.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import homespun as hs
-from homespun.evaluate.embeddings import retrieval, similarity
+from homespun.evaluate.embeddings import Embed, retrieval, similarity
 from homespun.evaluate.tasks import read_retrieval, read_similarity
 from homespun.model.cost import cost
+from homespun.model.decoder import Decoder
 from homespun.train.log import PlainConsole, read_metrics
 
 SETTINGS = [
@@ -52,6 +56,10 @@ def main() -> None:
                 recipe = hs.recipe(given.recipe, *SETTINGS, budget, *given.settings, *more)
                 run = hs.train(str(text), recipe, out / name, console=PlainConsole(quiet=True))
                 rows[name] = measured(run, given.shared)
+                if name == "joint":
+                    torch.manual_seed(0)
+                    begun = hs.Embedder(Decoder(run.recipe.model), run.tokenizer)
+                    rows["untrained"] = tried(begun.embed, given.shared)
                 print(name, json.dumps(rows[name]), flush=True)
     print(table(rows))
     if given.json:
@@ -99,13 +107,19 @@ def measured(run: hs.Run, shared: Path) -> dict[str, float]:
     training = [row for row in rows if "loss" in row][-1]
     space = ("contrastive", "alignment", "uniformity", "spread")
     return {
-        **retrieval(read_retrieval(shared / "retrieval_boolq_dev"), run.embed)["model"],
-        **similarity(read_similarity(shared / "sts" / "sts12-14.tsv"), run.embed)["model"],
+        **tried(run.embed, shared),
         "parameters": cost(run.recipe.model).parameters,
         "bits per byte": last["validation_bits_per_byte"],
         "steps": last["step"],
         "seconds": last["seconds"],
         **{name: training[name] for name in space if name in training},
+    }
+
+
+def tried(embed: Embed, shared: Path) -> dict[str, float]:
+    return {
+        **retrieval(read_retrieval(shared / "retrieval_boolq_dev"), embed)["model"],
+        **similarity(read_similarity(shared / "sts" / "sts12-14.tsv"), embed)["model"],
     }
 
 

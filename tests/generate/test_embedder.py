@@ -54,6 +54,17 @@ def test_a_long_text_is_the_mean_of_equal_parts():
     np.testing.assert_allclose(halves[0], mean / np.linalg.norm(mean), atol=1e-6)
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_long_text_is_read_in_steps_of_few_tokens(attention):
+    one = embedder(attention, Embedding(size=6))
+    context = one.model.config.context
+    texts = ["y", "x" * context, "z" * 3, "w" * (2 * context)]
+    steps = list(one.read(TOKENIZER.encode_batch(texts), most=5))
+    assert [] in steps, "a part that is longer than a forward gives nothing yet"
+    assert sorted(place for step in steps for place, _ in step) == [0, 1, 2, 3, 3]
+    np.testing.assert_allclose(one.join(len(texts), steps), one.embed(texts), atol=1e-5)
+
+
 def test_what_has_no_meaning_is_refused():
     with pytest.raises(DataError, match="Text 2 is empty"):
         embedder().embed(["a", ""])

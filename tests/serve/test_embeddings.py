@@ -16,10 +16,8 @@ import pytest
 import torch
 
 import homespun as hs
-from homespun.generate.embedder import Embedder
 from homespun.generate.engine import Generator
 from homespun.generate.sampling import Sampling
-from homespun.serve.embedding import PART, read_parts
 from homespun.serve.scheduler import Busy, Scheduler
 from tests.generate.test_engine import BYTES, decoder
 from tests.serve.conftest import EXPERTS, SMALL, Client
@@ -88,18 +86,6 @@ def test_without_a_format_numbers_come(server: Process) -> None:
     assert all(type(number) is float for number in vector()) and len(vector()) == 32
     packed = np.frombuffer(base64.b64decode(vector(encoding_format="base64")), "<f4")
     assert np.array_equal(packed, np.array(vector(), dtype=np.float32))
-
-
-def test_parts_of_a_long_text_are_read_bit_by_bit() -> None:
-    model = decoder(context=2 * PART + 100)
-    texts = ["".join(chr(n % 100) for n in range(length)) for length in (1, 5 * PART, 2 * PART + 100, 7, PART)]
-    steps = list(read_parts(model, BYTES.encode_batch(texts)))
-    assert [] in steps, "a part of a text that is longer than a forward gives nothing yet"
-    read = [pair for step in steps for pair in step]
-    assert sorted(place for place, _ in read) == [0, 1, 1, 1, 2, 3, 4]
-    expected = Embedder(model, BYTES).embed(texts)
-    for place, vector in read:
-        assert place == 1 or np.abs(vector - expected[place]).max() < 1e-5
 
 
 def test_texts_are_written_between_the_steps() -> None:

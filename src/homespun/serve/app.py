@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from homespun.errors import HomespunError
-from homespun.serve.embedding import ids_of, read_parts, told
+from homespun.serve.embedding import PART, embedder_of, ids_of, told
 from homespun.serve.errors import Refusal, refusal_of
 from homespun.serve.guard import Guard
 from homespun.serve.house import House, json_response, refused
@@ -96,10 +96,10 @@ class Looks:
         asked = await self._house.beside(read, EmbeddingsRequest, await self._house.body(request))
         scheduler = self._house.runs.model(asked.model).scheduler
         texts = await self._house.beside(ids_of, asked, scheduler.generator, self._house.limits)
-        parts = scheduler.each(read_parts(scheduler.generator.model, texts))
-        found = await self._house.bounded(parts, request.receive)
+        embedder = embedder_of(scheduler.generator)
+        steps = await self._house.bounded(scheduler.each(embedder.read(texts, PART)), request.receive)
         scheduler.figures.embedded_tokens += sum(map(len, texts))
-        return await self._house.beside(lambda: json_response(told(asked, texts, found)))
+        return await self._house.beside(lambda: json_response(told(asked, texts, embedder.join(len(texts), steps))))
 
     async def inspect(self, request: Request) -> Response:
         """POST /v1/inspect."""
