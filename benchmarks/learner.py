@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(__file__).parent.parent.parent / "shared" / "data")
     parser.add_argument("--recipe", default="house-tiny")
     parser.add_argument("--steps", type=int, default=300, help="of the first training")
-    parser.add_argument("--characters", type=int, default=60_000, help="of German, and of Wikipedia")
+    parser.add_argument("--characters", type=int, default=60_000, help="of German; twice as many of Wikipedia")
     parser.add_argument(
         "--learn", nargs="*", default=["tries=2", "cycle_tokens=8192"], help="KEY=VALUE of all learners"
     )
@@ -79,7 +79,7 @@ def texts_of(shared: Path, characters: int, out: Path) -> dict[str, tuple[Path, 
     whole = {
         "corpus": (shared / "tinyshakespeare.txt").read_text(encoding="utf-8"),
         "german": (shared / "genesis" / "german.txt").read_text(encoding="utf-8")[:characters],
-        "wikipedia": "\n\n".join(articles(shared))[:characters],
+        "wikipedia": "\n\n".join(articles(shared))[: 2 * characters],
     }
     found = {}
     for name, text in whole.items():
@@ -138,9 +138,8 @@ def table(found: dict[str, list[dict[str, Any]]]) -> list[Row]:
             rises = [line[place] / min(line[number:place]) - 1 for place in range(number + 1, len(line))]
             gate = [row["gate"][domain] for row in rows[number + 1 :] if domain in row["gate"]]
             row: Row = {"way": name, "domain": domain}
-            row |= {
-                f"after {stage}" if place else "at first": f"{line[place]:.3f}" for place, stage in enumerate(DOMAINS)
-            }
+            for place, stage in enumerate(DOMAINS):
+                row[f"after {stage.capitalize()}" if place else "at first"] = f"{line[place]:.3f}"
             row["new: fell by"] = f"{1 - line[number] / line[number - 1]:.1%}" if number else None
             row["old: rose by"] = f"{max(rises):+.1%}" if rises else None
             row["as the gate saw it"] = f"{max(gate):+.1%}" if gate else None
