@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -13,8 +14,13 @@ import pytest
 import homespun as hs
 from homespun.errors import DataError
 from homespun.retrieve.build import Built, build
-from homespun.retrieve.index import Index, fused
+from homespun.retrieve.index import Index
+from homespun.retrieve.ranking import fused
+from homespun.retrieve.trust import trusted
 from tests.retrieve.conftest import Numbers, Topics
+
+LATE = [f"N{number} came home late, N{number} came home late" for number in range(200)]
+"""Texts that words tell apart."""
 
 
 def cited(index: Index, query: str, count: int = 3) -> list[str]:
@@ -22,10 +28,30 @@ def cited(index: Index, query: str, count: int = 3) -> list[str]:
 
 
 def test_ranks_are_fused_as_by_hand() -> None:
-    found = dict(fused([7, 3, 9], [3, 8]))
-    assert found == {7: 1 / 61, 3: 1 / 62 + 1 / 61, 9: 1 / 63, 8: 1 / 62}
-    assert [number for number, _ in fused([7, 3, 9], [3, 8])] == [3, 7, 8, 9]
-    assert [number for number, _ in fused([5], [2])] == [2, 5]  # equal scores: the lower number first
+    found = dict(fused([[7, 3, 9], [3, 8]], [1.0, 0.5]))
+    assert found == {7: 1 / 61, 3: 1 / 62 + 0.5 / 61, 9: 1 / 63, 8: 0.5 / 62}
+    assert [number for number, _ in fused([[7, 3, 9], [3, 8]], [1.0, 1.0])] == [3, 7, 8, 9]
+    assert [number for number, _ in fused([[5], [2]], [1.0, 1.0])] == [5, 2]  # equal scores: the first ranking
+    assert [number for number, _ in fused([[5, 4], [2, 4]], [1.0, 0.0])] == [5, 4, 2]  # meaning only adds
+
+
+def test_meaning_counts_as_much_as_it_finds() -> None:
+    pairs = [("fox vixen", "barn"), ("ocean sing", "whale"), ("kettle", "cup"), ("barn", "vixen")]
+    assert trusted([f"the {first} {second}" for first, second in pairs[:3]], Topics()) == 1.0
+    assert trusted(LATE, Numbers()) == 0.0
+    assert trusted(LATE[:1], Numbers()) == trusted([], Numbers()) == 1.0  # nothing can be tried
+
+
+def test_what_meaning_counts_is_kept_with_the_vectors(notes: Path, tmp_path: Path) -> None:
+    out, heard = tmp_path / "i", []
+    (tmp_path / "names.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in LATE))
+    build([tmp_path / "names.jsonl"], out, Numbers(), heard.append)
+    index = Index(out, Numbers())
+    assert index.weight == 0.0 and any("found less" in each for each in heard)
+    assert cited(index, "N18", 1) == ["names.jsonl:19"] and len(index.retrieve("Sue", 20)) == 20
+    build([tmp_path / "names.jsonl"], out)
+    build([notes], tmp_path / "j", Topics())
+    assert Index(out).weight == 0.0 and Index(tmp_path / "j", Topics()).weight == 1.0
 
 
 def test_words_are_ranked_with_their_source_and_place(notes: Path, tmp_path: Path) -> None:
@@ -78,13 +104,13 @@ def test_another_model_is_refused_for_meaning_and_said_once(notes: Path, tmp_pat
 def test_renewing_reads_only_what_changed(notes: Path, tmp_path: Path) -> None:
     out, meaning = tmp_path / "i", Topics()
     assert build([notes], out, meaning) == Built(sources=3, passages=4, changed=3, removed=0, vectors=4)
-    assert meaning.embedded == 4
+    assert meaning.embedded == 12  # and halves of all of them in a trial
     assert build([notes], out, meaning) == Built(sources=3, passages=4, changed=0, removed=0, vectors=4)
     (notes / "fox.md").write_text("The vixen runs.\n", encoding="utf-8")
     (notes / "tea.jsonl").unlink()
     (notes / "new.txt").write_text("A cup.\n", encoding="utf-8")
     assert build([notes], out, meaning) == Built(sources=3, passages=3, changed=2, removed=1, vectors=3)
-    assert meaning.embedded == 6
+    assert meaning.embedded == 12 + 2 + 6
     index = Index(out, meaning)
     assert cited(index, "kettle", 1) == ["new.txt:1"]  # by its meaning: the word is gone
     assert cited(Index(out), "barn") == [] and cited(Index(out), "vixen") == ["fox.md:1"]

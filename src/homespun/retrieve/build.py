@@ -18,9 +18,14 @@ from homespun.errors import DataError
 from homespun.retrieve.index import FORMAT, SCHEMA, VECTOR, about, opened, told
 from homespun.retrieve.passages import passages_of
 from homespun.retrieve.protocol import Meaning
+from homespun.retrieve.trust import PASSAGES, trusted
 from homespun.train.disk import flush, temporary
 
 PART = 256  # passages that get their vectors at a time
+
+_WORTHLESS = (
+    "In a trial on these passages the run's vectors found less than the words do: they only add to what words find."
+)
 
 
 @dataclass(frozen=True)
@@ -113,10 +118,10 @@ def _embed(base: sqlite3.Connection, meaning: Meaning | None, say: Callable[[str
     model = meaning.identity if meaning is not None else None
     if about(base).get("model") != model:
         base.execute("UPDATE passage SET vector = NULL")
-        base.execute("DELETE FROM about WHERE key = 'model'")
+        base.execute("DELETE FROM about WHERE key IN ('model', 'weight')")
     if meaning is None:
         return 0
-    base.execute("INSERT OR IGNORE INTO about VALUES ('model', ?)", (model,))
+    base.execute("INSERT OR REPLACE INTO about VALUES ('model', ?)", (model,))
     rows = base.execute("SELECT id, text FROM passage WHERE vector IS NULL").fetchall()
     for start in range(0, len(rows), PART):
         part = rows[start : start + PART]
@@ -128,7 +133,21 @@ def _embed(base: sqlite3.Connection, meaning: Meaning | None, say: Callable[[str
         if len(rows) > PART:
             say(f"{start + len(part):,} of {len(rows):,} vectors")
     count: int = base.execute("SELECT count(vector) FROM passage").fetchone()[0]
+    if rows:
+        _weigh(base, meaning, -(-count // PASSAGES), say)
     return count
+
+
+def _weigh(base: sqlite3.Connection, meaning: Meaning, every: int, say: Callable[[str], None]) -> None:
+    """Notes how much the vectors count, by a trial on one of `every` passages."""
+    sample = base.execute(
+        "SELECT text FROM (SELECT text, row_number() OVER (ORDER BY id) AS place FROM passage) WHERE place % ? = 0",
+        (every,),
+    )
+    weight = trusted([text for (text,) in sample], meaning)
+    base.execute("INSERT OR REPLACE INTO about VALUES ('weight', ?)", (str(weight),))
+    if not weight:
+        say(_WORTHLESS)
 
 
 @contextmanager

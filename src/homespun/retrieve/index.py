@@ -1,12 +1,11 @@
 """An index of passages in one file of SQLite, searched by words and by meaning.
 
 Words are ranked by BM25 (SQLite's FTS5), meaning by the cosines of a model's vectors, all of them, and the two ranks of
-a passage are fused: the sum of 1 / (60 + rank), from Cormack, Clarke and Buettcher, 2009.
+a passage are fused. How much the meaning counts was measured when the index was made (`trust.py`).
 """
 
 from __future__ import annotations
 
-import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +18,12 @@ import numpy as np
 
 from homespun.errors import DataError
 from homespun.retrieve.protocol import Meaning, Passage
+from homespun.retrieve.ranking import by_meaning, by_words, fused
 
 if TYPE_CHECKING:
     from homespun.generate.thought import Source
 
-FORMAT = "homespun-index 1"
+FORMAT = "homespun-index 2"
 SCHEMA = {
     "about": "CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "source": "CREATE TABLE source (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, hash TEXT NOT NULL)",
@@ -37,25 +37,24 @@ _ADDED = {f"sqlite_autoindex_{name}_1" for name in ("about", "source")} | {
 }
 VECTOR = "<f4"  # how the numbers of a vector are kept
 DEPTH = 100  # passages of each ranking that are fused
-RANK = 60
 LONGEST = 2000  # characters of a query, the last ones: they say what it is about now
-QUERY = 64  # different words of a query that are looked for, the last ones
-
-_WORD = re.compile(r"\w+")
 
 
 class Index:
     """`index.retrieve("a question")` -> passages, the best first. Several threads may ask at a time.
 
     Without a model, or with another than the one that made the vectors, passages are found by their words alone;
-    `notes` tells of the second. Raises `DataError` for a file that is no index, or is damaged.
+    `notes` tells of the second. `weight`: how much the rank by meaning counts beside that by words. Raises `DataError`
+    for a file that is no index, or is damaged.
     """
 
     def __init__(self, path: str | Path, meaning: Meaning | None = None):
         self.path, self.notes = Path(path), []
         self._lock = threading.Lock()
         self._base = opened(self.path)
-        made_by = about(self._base).get("model")
+        told_of = about(self._base)
+        made_by = told_of.get("model")
+        self.weight = _weight(self.path, told_of)
         self._meaning = meaning if meaning is not None and made_by == meaning.identity else None
         if meaning is not None and made_by is not None and self._meaning is None:
             self.notes.append(
@@ -93,32 +92,20 @@ class Index:
         return count
 
     def retrieve(self, query: str, count: int = 3) -> list[Passage]:
-        """See `Retriever`. The score is the sum of 1 / (60 + rank) over the rankings that a passage is in."""
+        """See `Retriever`. The score is 1 / (60 + rank) by words, and `weight` / (60 + rank) by meaning."""
         depth, query = max(DEPTH, count), query[-LONGEST:]
         with self._lock, told(self.path):
-            rankings = [self._by_words(query, depth)]
+            rankings = [by_words(self._base, query, depth), []]
         if self._meaning is not None and query.strip():
-            rankings.append(self._by_meaning(self._meaning.embed([query])[0], depth))
+            rankings[1] = self._by_meaning(self._meaning.embed([query])[0], depth)
         with self._lock, told(self.path):
-            return [self._passage(*found) for found in fused(*rankings)[:count]]
-
-    def _by_words(self, query: str, depth: int) -> list[int]:
-        """Each word in quotes, as FTS5 wants text: so no word of a query is an operator."""
-        words = list(dict.fromkeys(reversed(_WORD.findall(query.lower()))))[:QUERY]
-        if not words:
-            return []
-        asked = " OR ".join(f'"{word}"' for word in words)
-        found = self._base.execute(
-            "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rank, rowid LIMIT ?", (asked, depth)
-        )
-        return [row for (row,) in found]
+            return [self._passage(*found) for found in fused(rankings, (1.0, self.weight))[:count]]
 
     def _by_meaning(self, vector: np.ndarray, depth: int) -> list[int]:
         ids, vectors = self._vectors
         if len(ids) and vectors.shape[1] != len(vector):
             raise damaged(self.path, "its vectors have another length than the model's")
-        order = np.argsort(-(vectors @ vector), kind="stable")[:depth]
-        return [int(ids[place]) for place in order]
+        return by_meaning(ids, vectors, vector, depth)
 
     @cached_property
     def _vectors(self) -> tuple[np.ndarray, np.ndarray]:
@@ -151,15 +138,6 @@ class Index:
 def open_index(spec: str, meaning: Meaning | None) -> Index:
     """The kind `index`: `spec` is the file."""
     return Index(spec, meaning)
-
-
-def fused(*rankings: Sequence[int]) -> list[tuple[int, float]]:
-    """Reciprocal rank fusion: what stands in the rankings, with its score, the best first (of equals, the lower)."""
-    scores: dict[int, float] = {}
-    for ranking in rankings:
-        for rank, number in enumerate(ranking, 1):
-            scores[number] = scores.get(number, 0.0) + 1 / (RANK + rank)
-    return sorted(scores.items(), key=lambda found: (-found[1], found[0]))
 
 
 def opened(path: Path) -> sqlite3.Connection:
@@ -198,8 +176,18 @@ def _schema(base: sqlite3.Connection) -> dict[str, str]:
 
 
 def about(base: sqlite3.Connection) -> dict[str, Any]:
-    """`format`, and `model`: the identity of what made the vectors, if there are any."""
+    """`format`, and where there are vectors `model`, the identity of what made them, and `weight`, what they count."""
     return dict(base.execute("SELECT key, value FROM about"))
+
+
+def _weight(path: Path, told_of: dict[str, Any]) -> float:
+    try:
+        weight = float(told_of.get("weight", 0.0))
+    except (TypeError, ValueError):
+        weight = -1.0
+    if not 0 <= weight <= 1:
+        raise damaged(path, "the weight of its vectors is none")
+    return weight
 
 
 def damaged(path: Path, what: str) -> DataError:
