@@ -109,7 +109,7 @@ class Journal:
     def transaction(self) -> Iterator[None]:
         """All or nothing of what happens inside; on the disk when it ends."""
         with self._lock:
-            if self._base.in_transaction:  # inside another one
+            if self._inside():
                 yield
                 return
             self.run("BEGIN IMMEDIATE")
@@ -117,9 +117,12 @@ class Journal:
                 yield
                 self.run("COMMIT")
             except BaseException:
-                if self._base.in_transaction:  # a full disk ends it by itself
+                if self._inside():  # a full disk ends it by itself
                     self._base.execute("ROLLBACK")
                 raise
+
+    def _inside(self) -> bool:
+        return self._base.in_transaction
 
     def run(self, statement: str, *values: Any) -> int:
         """Carries out a statement; the number of the row it added."""
