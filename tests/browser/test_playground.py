@@ -5,10 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+import homespun as hs
 from tests.browser.watched import END, Watched, expect, pictured
+from tests.serve.process import Process
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.browser
 Visit = Callable[..., Watched]
@@ -215,3 +222,25 @@ def test_experts_of_a_text_longer_than_the_context(visit: Visit) -> None:
     at.write("Once upon", tokens=100)
     expect(at.find(".words .gloss")).to_have_count(64)
     expect(at.find(".token[data-index]")).to_have_count(100)
+
+
+def test_passages_that_were_looked_up_stand_below_the_text(
+    chromium: Browser, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("The <b>fox</b> sleeps in the barn.\n", encoding="utf-8")
+    hs.Index.build(tmp_path / "notes.txt", tmp_path / "notes.index")
+    process = Process(runs["small"], "--retrieve", tmp_path / "notes.index")
+    context = chromium.new_context(base_url=process.address)
+    at = Watched(context.new_page(), process)
+    try:
+        at.page.goto("/")
+        at.write("Where is the fox?", tokens=4)
+        assert at.find(".sources > summary").inner_text() == "Sources: 1"
+        at.find(".sources > summary").click()
+        expect(at.find(".sources li")).to_have_text("notes.txt:1 The <b>fox</b> sleeps in the barn.")
+        at.write("What else?", tokens=4)
+        expect(at.find(".sources")).to_be_hidden()
+    finally:
+        context.close()
+        assert "Traceback" not in process.end()
+    assert at.foreign == at.complaints == []

@@ -49,10 +49,10 @@ class Web:
         try:
             import fsspec
         except ImportError:
-            raise MissingExtraError("Reading an address", "fsspec[http]", "data") from None
+            raise MissingExtraError("Reading an address", "fsspec", "web") from None
         elsewhere: list[str] = []
+        options = _http(self.name, elsewhere) if self.name.lower().startswith("http") else {}
         try:
-            options = _http(self.name, elsewhere) if self.name.lower().startswith("http") else {}
             with fsspec.open(self.name, "rb", **options) as file:
                 data = _whole(file)
         except ImportError as error:
@@ -70,7 +70,10 @@ class Web:
 
 def _http(name: str, elsewhere: list[str]) -> dict[str, Any]:
     """How fsspec shall read an address: in limited time, and never from another host than the named one."""
-    import aiohttp
+    try:
+        import aiohttp
+    except ImportError:
+        raise MissingExtraError("Reading the web", "aiohttp", "web") from None
 
     async def stay(session: Any, context: Any, told: Any) -> None:
         target = urljoin(str(told.url), told.response.headers.get("Location", ""))

@@ -137,6 +137,7 @@ export class Pane {
         if (this.sending !== sending) break;
         for (const choice of part.choices) {
           texts[choice.index].take(choice);
+          if (part.retrieved?.length) texts[choice.index].cite(part.retrieved);
           if (choice.index === 0) speaker.add(choice.delta ? choice.delta.content ?? "" : choice.text);
         }
         this.house.grown();

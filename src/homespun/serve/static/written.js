@@ -24,8 +24,9 @@ export class Written {
     this.further = this.#button("Go on", () => owner.goOn(this));
     this.keep = this.#button("Keep seed", () => owner.keepSeed(this.seed));
     this.layers = element("p", { class: "help layers", hidden: true });
+    this.sources = element("details", { class: "sources", hidden: true });
     const line = element("div", { class: "text-line" }, this.figures, this.keep, this.further, this.undo);
-    this.root = element("section", { class: "text", "aria-label": name }, this.words, this.layers, line);
+    this.root = element("section", { class: "text", "aria-label": name }, this.words, this.layers, this.sources, line);
     this.#listen();
     this.render();
   }
@@ -64,6 +65,14 @@ export class Written {
     this.clock.ended = performance.now();
     this.#tell(this.clock.ended);
     if (this.owner.showsExperts) this.showExperts();
+  }
+
+  // Passages that were looked up for the text, as the server tells them.
+  cite(passages) {
+    const passage = ({ source, place, text }) => element("li", {}, element("cite", { textContent: `${source}:${place}` }), ` ${text}`);
+    const summary = element("summary", { textContent: `Sources: ${passages.length}` });
+    this.sources.replaceChildren(summary, element("ol", {}, ...passages.map(passage)));
+    this.sources.hidden = false;
   }
 
   // The text up to the token at `index`, and `alternative` in its place; the owner goes on from there.
