@@ -10,6 +10,7 @@ run, its vectors of whole documents.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def figures(task: Retrieval, run: hs.Run | None) -> dict[str, float]:
         data = Path(folder) / "documents.jsonl"
         data.write_text("".join(json.dumps({"text": text}) + "\n" for text in task.passages), encoding="utf-8")
         index = hs.Index.build(data, Path(folder) / "index", run)
+        print(f"meaning counts {index.weight} beside words", file=sys.stderr)
         for row, question in enumerate(task.questions):
             for passage in index.retrieve(question, FOUND):
                 document = int(passage.place) - 1

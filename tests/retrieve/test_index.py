@@ -17,10 +17,12 @@ from homespun.retrieve.build import Built, build
 from homespun.retrieve.index import Index
 from homespun.retrieve.ranking import fused
 from homespun.retrieve.trust import trusted
-from tests.retrieve.conftest import Numbers, Topics
+from tests.retrieve.conftest import Numbers, Pairs, Topics
 
 LATE = [f"N{number} came home late, N{number} came home late" for number in range(200)]
 """Texts that words tell apart."""
+MEANT = [f"we saw q{number} we saw a{number}" for number in range(12)]
+"""Texts whose halves only their meaning joins."""
 
 
 def cited(index: Index, query: str, count: int = 3) -> list[str]:
@@ -36,10 +38,9 @@ def test_ranks_are_fused_as_by_hand() -> None:
 
 
 def test_meaning_counts_as_much_as_it_finds() -> None:
-    pairs = [("fox vixen", "barn"), ("ocean sing", "whale"), ("kettle", "cup"), ("barn", "vixen")]
-    assert trusted([f"the {first} {second}" for first, second in pairs[:3]], Topics()) == 1.0
+    assert trusted(MEANT, Pairs()) > 0
     assert trusted(LATE, Numbers()) == 0.0
-    assert trusted(LATE[:1], Numbers()) == trusted([], Numbers()) == 1.0  # nothing can be tried
+    assert trusted(MEANT[:1], Pairs()) == trusted([], Pairs()) == 0.0  # nothing can be tried
 
 
 def test_what_meaning_counts_is_kept_with_the_vectors(notes: Path, tmp_path: Path) -> None:
@@ -50,8 +51,12 @@ def test_what_meaning_counts_is_kept_with_the_vectors(notes: Path, tmp_path: Pat
     assert index.weight == 0.0 and any("found less" in each for each in heard)
     assert cited(index, "N18", 1) == ["names.jsonl:19"] and len(index.retrieve("Sue", 20)) == 20
     build([tmp_path / "names.jsonl"], out)
-    build([notes], tmp_path / "j", Topics())
-    assert Index(out).weight == 0.0 and Index(tmp_path / "j", Topics()).weight == 1.0
+    (notes / "meant.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in MEANT))
+    build([notes / "meant.jsonl"], tmp_path / "j", Pairs())
+    known = Index(tmp_path / "j", Pairs())
+    assert Index(out).weight == 0.0 and known.weight == trusted(MEANT, Pairs())
+    best = known.retrieve("q7 or a7", 1)[0]
+    assert best.cited == "meant.jsonl:8" and best.score == 1 / 61 + known.weight / 61  # the first of both rankings
 
 
 def test_words_are_ranked_with_their_source_and_place(notes: Path, tmp_path: Path) -> None:
@@ -70,8 +75,6 @@ def test_meaning_finds_what_words_do_not(notes: Path, tmp_path: Path) -> None:
     assert cited(Index(tmp_path / "i"), "vixen") == []
     index = Index(tmp_path / "i", Topics())
     assert cited(index, "vixen", 1) == ["fox.md:1"] and not index.notes
-    best = index.retrieve("a whale", 1)[0]
-    assert best.cited == "sea/whales.txt:1" and best.score == 2 / 61  # the first of both rankings
 
 
 @pytest.mark.parametrize(
