@@ -75,5 +75,8 @@ def test_vectors_are_measured_beside_words(homespun: Command, trained: Path, tmp
     assert found[str(pairs)]["bag of words"]["spearman"] == pytest.approx(1.0)
     table = homespun(*words)
     assert table.code == 0 and "recall@10" in table.out and "bag of words" in table.out
+    pairs.write_text("sentence1\tsentence2\tscore\na\tb\t5\nc\td\t1\n")  # to words, all are equally unlike
+    found = json.loads(homespun("evaluate", trained, "--similarity", pairs, "--json").out)
+    assert found[str(pairs)]["bag of words"] == {"spearman": None, "mean of sets": None}
     nothing = homespun("evaluate", trained)
     assert nothing.code == 2 and "nothing to evaluate" in nothing.err

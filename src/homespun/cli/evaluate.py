@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,10 +37,16 @@ def evaluate(
         typer.echo(f"note: {note}", err=True)
     found = loaded.evaluate(data or (), retrieval=retrieval or (), similarity=similarity or ())
     if json:
-        show.as_json(found)
+        show.as_json({title: _told(figures) for title, figures in found.items()})
         return
     for title, figures in found.items():
         _show(title, figures)
+
+
+def _told(figures: dict[str, Any]) -> dict[str, Any]:
+    """What JSON can hold: none for a figure that is no number."""
+    found = {name: _told(each) if isinstance(each, dict) else each for name, each in figures.items()}
+    return {name: None if isinstance(each, float) and not math.isfinite(each) else each for name, each in found.items()}
 
 
 def _show(title: str, figures: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ Always beside words alone (`lexical.py`): a figure without a companion says litt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from homespun.evaluate.lexical import bag_of_words, bm25
 Embed = Callable[[Sequence[str]], np.ndarray]
 """Texts to unit vectors (n, e)."""
 Figures = dict[str, float]
+
+PART = 256  # questions whose scores are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,20 @@ def retrieval(task: Retrieval, embed: Embed | None = None) -> dict[str, Figures]
         name: ranking_figures(table(task.questions, task.passages), task.answers) for name, table in tables.items()
     }
     if embed is not None:
-        scores = embed(task.questions) @ embed(task.passages).T
+        scores = cosines(embed(task.questions), embed(task.passages))
         found = {"model": ranking_figures(scores, task.answers)} | found
     return found
 
 
-def ranking_figures(scores: np.ndarray, answers: Sequence[set[int]]) -> Figures:
-    """Scores (Q, P) -> the means over questions. Of passages with equal scores, the right ones count as the last."""
+def cosines(questions: np.ndarray, passages: np.ndarray) -> Iterator[np.ndarray]:
+    """Unit vectors (Q, e) and (P, e) -> the products (P,) of each question."""
+    for first in range(0, len(questions), PART):
+        yield from questions[first : first + PART] @ passages.T
+
+
+def ranking_figures(scores: Iterable[np.ndarray], answers: Sequence[set[int]]) -> Figures:
+    """Scores (P,) of each question -> the means over questions. Of passages with equal scores, the right ones count as
+    the last."""
     ranks = [right_ranks(row, right) for row, right in zip(scores, answers, strict=True)]
     return {
         "recall@1": recall(ranks, 1),
@@ -81,12 +90,12 @@ def ndcg(places: np.ndarray, limit: int = 10) -> float:
 
 
 def similarity(task: Similarity, embed: Embed | None = None) -> dict[str, Figures]:
-    """Spearman's correlation with people's scores, over all pairs and as the mean over sets: of bags of words and, if
-    there is one, of the model."""
+    """Spearman's correlation with people's scores, over all pairs and as the mean over sets in which these differ: of
+    bags of words and, if there is one, of the model."""
     texts = sorted({*task.first, *task.second})
     place = {text: number for number, text in enumerate(texts)}
     first, second = ([place[text] for text in side] for side in (task.first, task.second))
-    words = [float(bag_of_words([a], [b])[0, 0]) for a, b in zip(task.first, task.second, strict=True)]
+    words = [float(next(bag_of_words([a], [b]))[0]) for a, b in zip(task.first, task.second, strict=True)]
     found = {"bag of words": _correlations(np.array(words), task)}
     if embed is not None:
         vectors = embed(texts)
@@ -96,12 +105,13 @@ def similarity(task: Similarity, embed: Embed | None = None) -> dict[str, Figure
 
 def _correlations(scores: np.ndarray, task: Similarity) -> Figures:
     sets = np.array(task.sets)
-    each = [spearman(scores[sets == name], task.scores[sets == name]) for name in sorted(set(task.sets))]
-    return {"spearman": spearman(scores, task.scores), "mean of sets": float(np.mean(each))}
+    told = [sets == name for name in sorted(set(task.sets)) if len(set(task.scores[sets == name])) > 1]
+    each = [spearman(scores[chosen], task.scores[chosen]) for chosen in told]
+    return {"spearman": spearman(scores, task.scores), "mean of sets": float(np.mean(each)) if each else float("nan")}
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> float:
-    """The correlation of ranks, ties sharing theirs; NaN where one side is constant."""
+    """The correlation of ranks, ties sharing theirs; NaN where one side is constant or holds what is no number."""
     a, b = _ranks(one), _ranks(other)
     a, b = a - a.mean(), b - b.mean()
     size = float(np.sqrt((a * a).sum() * (b * b).sum()))
@@ -109,6 +119,8 @@ def spearman(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
+    if not np.isfinite(values).all():
+        return np.zeros(len(values))
     _, place, count = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     last = np.cumsum(count)
     ranks: np.ndarray = (last - (count - 1) / 2)[place]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from homespun.data.text import ROW
 from homespun.errors import DataError
 from homespun.evaluate.embeddings import Retrieval, Similarity
 
@@ -17,8 +20,8 @@ _QUESTION, _PASSAGE = ("query", "question"), ("passage", "answer", "text")
 
 
 def read_retrieval(place: str | Path) -> Retrieval:
-    """From a folder as BEIR has them (corpus.jsonl, queries.jsonl, qrels.tsv), or from JSON lines with `query` and
-    `passage`; equal passages, and equal questions, are one. Raises `DataError` for anything else."""
+    """From a folder as BEIR has them (corpus.jsonl, queries.jsonl, qrels.tsv or qrels/test.tsv), or from JSON lines with
+    `query` and `passage`; equal passages, and equal questions, are one. Raises `DataError` for anything else."""
     path = Path(place)
     pairs = list(_beir(path) if path.is_dir() else _pairs(path))
     if not pairs:
@@ -38,13 +41,8 @@ def read_similarity(place: str | Path) -> Similarity:
     rows = list(_lines(path) if path.suffix.lower() in (".jsonl", ".ndjson", ".json") else _table(path))
     if len(rows) < 2:
         raise DataError(f"{path} holds no two pairs of sentences", "Give rows with sentence1, sentence2 and score.")
-    try:
-        first, second = ([str(row[name]) for _, row in rows] for name in ("sentence1", "sentence2"))
-        scores = np.array([float(row["score"]) for _, row in rows])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path} lacks a sentence or a score: {error}", "Give rows with sentence1, sentence2 and score."
-        ) from None
+    first, second = ([_one_of(row, (name,), path, line) for line, row in rows] for name in ("sentence1", "sentence2"))
+    scores = np.array([_score(row, path, line) for line, row in rows])
     return Similarity(first, second, scores, [str(row.get("source") or "all") for _, row in rows])
 
 
@@ -55,19 +53,21 @@ def _pairs(path: Path) -> Iterator[tuple[str, str]]:
 
 def _beir(folder: Path) -> Iterator[tuple[str, str]]:
     passages, questions = dict(_texts(folder / "corpus.jsonl")), dict(_texts(folder / "queries.jsonl"))
-    for number, row in _table(folder / "qrels.tsv"):
+    judged = folder / "qrels.tsv"
+    if not judged.exists():
+        judged = folder / "qrels" / "test.tsv"
+    for number, row in _table(judged):
         try:
             if float(row["score"]) > 0:
                 yield questions[row["query-id"]], passages[row["corpus-id"]]
-        except (KeyError, ValueError) as error:
-            raise DataError(f"{folder / 'qrels.tsv'}, line {number}, is not valid: {error}", "Mend it.") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{judged}, line {number}, is not valid: {error}", "Mend it.") from None
 
 
 def _texts(path: Path) -> Iterator[tuple[str, str]]:
     for number, row in _lines(path):
-        title = str(row.get("title") or "")
-        text = _one_of(row, ("text",), path, number)
-        yield _one_of(row, ("_id",), path, number), f"{title}\n{text}" if title else text
+        told = [str(row[name]) for name in ("title", "text") if isinstance(row.get(name), str) and row[name].strip()]
+        yield _one_of(row, ("_id",), path, number), "\n".join(told) or _one_of(row, ("text",), path, number)
 
 
 def _one_of(row: dict[str, Any], names: tuple[str, ...], path: Path, number: int) -> str:
@@ -75,6 +75,17 @@ def _one_of(row: dict[str, Any], names: tuple[str, ...], path: Path, number: int
         if isinstance(row.get(name), str) and row[name].strip():
             return str(row[name])
     raise DataError(f"{path}, line {number}, has no text under {names[0]!r}", "Give each line one.")
+
+
+def _score(row: dict[str, Any], path: Path, number: int) -> float:
+    found = row.get("score")
+    try:
+        score = math.nan if found is None or isinstance(found, bool) else float(found)
+    except (TypeError, ValueError, OverflowError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise DataError(f"{path}, line {number}, has no score: {found!r:.60}", "Give each line a number.")
+    return score
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -91,11 +102,15 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = [line.rstrip("\r") for line in _read(path).split("\n")]
-    if path.suffix.lower() == ".csv":
-        yield from enumerate(csv.DictReader(lines), 2)
-    else:
-        yield from enumerate(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 2)
+    lines = io.StringIO(_read(path))
+    csv.field_size_limit(ROW)
+    quoted = path.suffix.lower() == ".csv"
+    table = csv.DictReader(lines) if quoted else csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    try:
+        for row in table:
+            yield table.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{path}, line {table.line_num}, is no row: {error}", "Mend that line.") from None
 
 
 def _read(path: Path) -> str:
