@@ -20,8 +20,8 @@ _QUESTION, _PASSAGE = ("query", "question"), ("passage", "answer", "text")
 
 
 def read_retrieval(place: str | Path) -> Retrieval:
-    """From a folder as BEIR has them (corpus.jsonl, queries.jsonl, qrels.tsv or qrels/test.tsv), or from JSON lines with
-    `query` and `passage`; equal passages, and equal questions, are one. Raises `DataError` for anything else."""
+    """From a folder as BEIR has them (corpus.jsonl, queries.jsonl, qrels.tsv or qrels/test.tsv), or from JSON lines
+    with `query` and `passage`; equal passages, and equal questions, are one. Raises `DataError` for others."""
     path = Path(place)
     pairs = list(_beir(path) if path.is_dir() else _pairs(path))
     if not pairs:
