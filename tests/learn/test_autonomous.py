@@ -6,11 +6,13 @@ import asyncio
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -275,6 +277,26 @@ def test_what_the_model_knows_well_is_passed_over(run: Path, tmp_path: Path) -> 
         assert (row["state"] == "known") == (row["novelty"] < 0)
     journal.close()
     assert done.waiting == 0
+
+
+def test_what_is_measured_with_is_not_learned_when_it_comes_again(run: Path, tmp_path: Path) -> None:
+    every = ALWAYS.model_copy(update={"evaluate_tokens": 10**6, "known": 0.01, "held": 0.3})
+    notes, texts = tmp_path / "notes.txt", sums(40)
+    notes.write_text("\n\n".join(texts))
+    learn(run, notes, settings=every)
+    notes.write_text("\n\n".join([*sums(3, seed=9), *texts]))  # all that follows is cut at other places
+    learn(run, notes, "stories:60", settings=every)  # and the text it was trained on comes as new
+    journal, tokenizer = Journal(run / JOURNAL), hs.load(run).tokenizer
+
+    def lines(side: str, domain: str) -> set[str]:
+        query = f"SELECT ids FROM spans WHERE side = ? AND domain {domain}"
+        spans = (np.frombuffer(row["ids"], dtype="<u4") for row in journal.rows(query, side))
+        return {line for ids in spans for line in re.split(r"\n|\. ", tokenizer.decode(ids.tolist())) if len(line) > 20}
+
+    learned = lines("replay", "!= 'corpus'")
+    for held in (lines("held", "= 'notes'"), lines("held", "= 'corpus'")):
+        assert len(held) > 10 and len(held & learned) < 0.2 * len(held)
+    journal.close()
 
 
 def test_a_text_alone_waits_for_another(run: Path, tmp_path: Path) -> None:

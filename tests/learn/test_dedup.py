@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from homespun.learn.dedup import bands, clean, content_key, signature, similarity, unreadable
+import pytest
+
+from homespun.learn.dedup import bands, clean, content_key, passages, shared, signature, similarity, unreadable
 from homespun.learn.journal import CROWD, Journal, Prepared
 
 
@@ -61,3 +63,10 @@ def test_forms_that_are_filled_in_do_not_crowd_the_index(tmp_path: Path) -> None
     states = [row[0] for row in journal.rows("SELECT state FROM items ORDER BY id")]
     assert states.count("waiting") > CROWD and states[-2:] == ["waiting", "alike"]
     journal.close()
+
+
+def test_passages_are_found_wherever_a_text_was_cut() -> None:
+    text = words(400, 3)
+    held, other = passages(" ".join(text[:200])), passages(" ".join(words(200, 4)))
+    assert shared(passages(" ".join(text[150:250]).upper()), held) == pytest.approx(0.5, abs=0.1)
+    assert shared(other, held) == 0 and shared(other, other) == 1 and shared(other, other[:0]) == 0

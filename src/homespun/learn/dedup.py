@@ -15,6 +15,7 @@ BANDS, ROWS = 16, 6
 """Two texts of Jaccard similarity 0.8 share a band with probability 0.99, two of 0.4 with 0.06."""
 
 SHINGLE = 8  # characters
+PASSAGE = 32  # characters that two texts hardly share by chance
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _SPACES = re.compile(r"[^\w]+")
@@ -45,15 +46,30 @@ def content_key(text: str) -> str:
 
 def signature(text: str) -> np.ndarray:
     """The least values of H hash functions over the shingles of the text's letters and digits, (H,) uint32."""
-    plain = _SPACES.sub(" ", text.lower()).encode("utf-32-le")
-    points = np.frombuffer(plain, dtype="<u4").astype(np.uint64)
-    count = max(1, len(points) - SHINGLE + 1)
-    shingles = np.zeros(count, dtype=np.uint64)
-    for place in range(min(SHINGLE, len(points))):
-        shingles = shingles * _MULTIPLIER + points[place : place + count]
-    shingles = np.unique(shingles)  # (S,)
+    shingles = _shingles(text, SHINGLE)
     least = [(shingles * factor + offset).min() for factor, offset in zip(_FACTORS, _OFFSETS, strict=True)]
     return (np.array(least, dtype=np.uint64) >> np.uint64(32)).astype(np.uint32)
+
+
+def passages(text: str) -> np.ndarray:
+    """A hash of each different run of `PASSAGE` letters and digits of the text, (S,) uint64."""
+    return _shingles(text, PASSAGE)
+
+
+def shared(found: np.ndarray, others: np.ndarray) -> float:
+    """The share of some passages that are among others, which ascend."""
+    places = np.searchsorted(others, found).clip(max=len(others) - 1)
+    return float((others[places] == found).mean()) if len(others) else 0.0
+
+
+def _shingles(text: str, size: int) -> np.ndarray:
+    plain = _SPACES.sub(" ", text.lower()).encode("utf-32-le")
+    points = np.frombuffer(plain, dtype="<u4").astype(np.uint64)
+    count = max(1, len(points) - size + 1)
+    shingles = np.zeros(count, dtype=np.uint64)
+    for place in range(min(size, len(points))):
+        shingles = shingles * _MULTIPLIER + points[place : place + count]
+    return np.unique(shingles)
 
 
 def bands(found: np.ndarray) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from homespun.errors import CheckpointError, TrainingError
-from homespun.learn import cycles, replay
+from homespun.learn import cycles, dedup, replay
 from homespun.learn.gate import Verdict, judge
 from homespun.learn.journal import Item, Journal
 from homespun.learn.pupil import Pupil, Stopped
@@ -17,6 +17,9 @@ from homespun.learn.settings import LearnConfig
 
 RATE, SHARE = 0.4, 0.7
 """What each step of caution does to the learning rate, and to the share of new text."""
+
+LEAK = 0.2
+"""The share of a text that may stand in held-out text, such as what many texts have in common at their heads."""
 
 HALVINGS = 3
 """How often half of a cycle is taken back before it is refused."""
@@ -111,7 +114,7 @@ class Study:
 
     def _choose(self) -> tuple[list[Item], dict[int, float]]:
         """The oldest texts that wait, enough for a cycle, with their novelty: how much higher their loss is than that
-        on old text. What the model knows is passed over."""
+        on old text. What the model knows is passed over, and what is held out already."""
         chosen: list[Item] = []
         total = 0
         for item in self._enough():
@@ -129,7 +132,21 @@ class Study:
                 self.journal.run(
                     "UPDATE items SET state = 'known', novelty = ?, text = NULL WHERE id = ?", novelty[item.id], item.id
                 )
-        return self._together([item for item in chosen if item not in known]), novelty
+        items = self._together([item for item in chosen if item not in known])
+        leaking = self._leaking(items)
+        with self.journal.transaction():
+            for item in leaking:
+                self.journal.run("UPDATE items SET state = 'alike', text = NULL WHERE id = ?", item.id)
+        return self._together([item for item in items if item not in leaking]), novelty
+
+    def _leaking(self, items: list[Item]) -> list[Item]:
+        """Those that would teach what the gate measures with: text that is held out, cut at other places."""
+        out = self._held_out(items) if items else []
+        held = replay.held(self.journal, self.settings.evaluate_tokens).values()
+        texts = [self.tokenizer.decode(tokens.tolist()) for tokens in held]
+        measured = dedup.passages("\n".join([*texts, *(item.text for item in out)]))
+        others = (item for item in items if item not in out)
+        return [item for item in others if dedup.shared(dedup.passages(item.text), measured) > LEAK]
 
     def _together(self, items: list[Item]) -> list[Item]:
         """Those of a domain of which something is held out, or will be: that takes two."""
