@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,15 +22,15 @@ from homespun.exchange.memory import IMPORTED, Imported, common, imported
 from homespun.exchange.pieces import Piece, pieces, shapes, to_disk
 from homespun.exchange.tokens import chat_template, read_about, read_tokenizer, token_ids, write_tokenizer
 from homespun.model.cost import cost
-from homespun.model.decoder import Decoder, ModelConfig
+from homespun.model.decoder import ModelConfig
 from homespun.model.feedforward import Experts
 from homespun.optim import AdamW
 from homespun.train.checkpoint import Checkpoints
 from homespun.train.disk import release, write
 from homespun.train.folder import ENVIRONMENT
 from homespun.train.machine import environment
-from homespun.train.progress import Progress
 from homespun.train.recipe import Recipe, TrainConfig
+from homespun.train.saved import Trained, unbegun
 
 NAMES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 """The types of weights on disk: ours and safetensors'."""
@@ -39,21 +39,6 @@ HEAD = "embedding_head."
 """What the names of the embedding head begin with. No class has one: it goes into a file of its own, in fp32."""
 
 SHARD = 5 * 10**9  # bytes of one file, as transformers has it
-
-
-class Trained(Protocol):
-    """What an export needs of a run."""
-
-    @property
-    def folder(self) -> Path: ...
-    @property
-    def recipe(self) -> Recipe: ...
-    @property
-    def model(self) -> Decoder: ...
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-    @property
-    def step(self) -> int: ...
 
 
 def export(run: Trained, out: Path, dtype: str | None = None, shard: int = SHARD) -> Layout:
@@ -231,21 +216,13 @@ def _memory(
 
 def _fill(folder: Path, recipe: Recipe, tokenizer: Tokenizer, memory: Imported, state: Mapping[str, Tensor]) -> None:
     """A run at step 0: its optimizer has seen nothing; budget, precision and rows are still to be planned."""
-    fresh = {
-        "progress": vars(Progress()),
-        "budget": {"fixed": None, "seconds": None, "total": None},
-        "micro_rows": None,
-        "guard": {"total": 0, "in_a_row": 0},
-        "precision": None,
-        "optimizer": recipe.optimizer.kind,
-    }
     write(folder / "tokenizer.json", tokenizer.to_json().encode())
     about = environment() | {"parameters": cost(recipe.model).parameters, "imported": memory.source}
     write_json(folder / ENVIRONMENT, about)
     write_json(folder / IMPORTED, config.to_dict(memory))
     checkpoints = folder / "checkpoints"
     try:
-        Checkpoints(checkpoints).save(0, {"model": state, "optimizer": {}}, fresh)
+        Checkpoints(checkpoints).save(0, {"model": state, "optimizer": {}}, unbegun(recipe))
     finally:
         release(checkpoints)
     write(folder / "recipe.yaml", config.to_yaml(recipe).encode())

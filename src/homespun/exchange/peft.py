@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -24,21 +24,10 @@ from homespun.exchange.pieces import Piece, pieces
 from homespun.model.lora import LoRA
 from homespun.train.checkpoint import Checkpoints
 from homespun.train.disk import flush
-from homespun.train.recipe import Recipe
+from homespun.train.saved import Trained
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _EXPERTS = {"gate_proj", "up_proj", "down_proj"}
-
-
-class Trained(Protocol):
-    """What an export needs of a run."""
-
-    @property
-    def folder(self) -> Path: ...
-    @property
-    def recipe(self) -> Recipe: ...
-    @property
-    def step(self) -> int: ...
 
 
 def export_adapter(run: Trained, out: Path) -> str:

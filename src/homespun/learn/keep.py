@@ -17,11 +17,11 @@ from homespun.errors import CheckpointError, ConfigError
 from homespun.learn.lessons import Lesson, has_answers, own_material
 from homespun.learn.lessons import material_of as read_material
 from homespun.learn.teach import Taught, Teacher, Teaching
-from homespun.learn.tune import Base
 from homespun.train.checkpoint import Checkpoints
 from homespun.train.disk import discard, flush, release, replace, temporary
 from homespun.train.folder import note_environment
 from homespun.train.log import Console, PlainConsole
+from homespun.train.saved import Trained
 
 LESSONS = "lessons"
 """Where the state of a checkpoint holds what was taught by hand."""
@@ -37,7 +37,7 @@ class Saved:
 
 
 def teach(
-    run: Base,
+    run: Trained,
     lessons: Sequence[Lesson],
     out: str | Path | None = None,
     *,
@@ -106,14 +106,18 @@ def undo(folder: str | Path) -> tuple[int, int]:
 
 
 def teacher_of(
-    run: Base, *, replay: Sequence[str] | None = None, settings: Teaching | None = None, console: Console | None = None
+    run: Trained,
+    *,
+    replay: Sequence[str] | None = None,
+    settings: Teaching | None = None,
+    console: Console | None = None,
 ) -> Teacher:
     """A teacher of a run in memory: it saves nothing."""
     material = _material(run, replay, console or PlainConsole(quiet=True))
     return Teacher(run.model, run.tokenizer, material, settings, _checkpoint(run)[1].get(LESSONS, ()))
 
 
-def _material(run: Base, replay: Sequence[str] | None, console: Console) -> Material | None:
+def _material(run: Trained, replay: Sequence[str] | None, console: Console) -> Material | None:
     if replay:
         plain = run.recipe.model_copy(update={"tuned": None, "data": type(run.recipe.data)()})
         file = config.override(plain, ["tokenizer.kind=file", f"tokenizer.file={run.folder / 'tokenizer.json'}"])
@@ -121,7 +125,7 @@ def _material(run: Base, replay: Sequence[str] | None, console: Console) -> Mate
     return own_material(run.folder, run.recipe, run.tokenizer, console)
 
 
-def _checkpoint(run: Base) -> tuple[Path, dict[str, Any]]:
+def _checkpoint(run: Trained) -> tuple[Path, dict[str, Any]]:
     checkpoints = Checkpoints(run.folder / "checkpoints")
     place = checkpoints.find(str(run.step), lambda note: None)
     return place, checkpoints.read(place, only=())[1]
@@ -131,7 +135,7 @@ def _optimizer(place: Path) -> dict[str, Any]:
     return Checkpoints(place.parent).read(place, only=("optimizer",))[0]
 
 
-def _new_run(run: Base, out: Path, step: int, files: dict[str, Any], state: dict[str, Any]) -> None:
+def _new_run(run: Trained, out: Path, step: int, files: dict[str, Any], state: dict[str, Any]) -> None:
     """All of it in a folder of another name, which is renamed when it is whole."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists already", "Nothing is written over: name a new folder.")

@@ -13,8 +13,8 @@ from homespun.train.checkpoint import Checkpoints
 from homespun.train.disk import replace
 from homespun.train.folder import note_environment
 from homespun.train.machine import environment
-from homespun.train.progress import Progress
 from homespun.train.recipe import Recipe
+from homespun.train.saved import unbegun
 
 
 def start_run(folder: Path, recipe: Recipe, model: Decoder, tokenizer: Tokenizer) -> None:
@@ -35,13 +35,5 @@ def start_run(folder: Path, recipe: Recipe, model: Decoder, tokenizer: Tokenizer
     folder.mkdir(parents=True, exist_ok=True)
     replace(folder / "tokenizer.json", tokenizer.to_json().encode())
     note_environment(folder, **environment(), parameters=cost(recipe.model).parameters)
-    fresh = {
-        "progress": vars(Progress()),
-        "budget": {"fixed": None, "seconds": None, "total": None},
-        "micro_rows": None,
-        "guard": {"total": 0, "in_a_row": 0},
-        "precision": None,
-        "optimizer": recipe.optimizer.kind,
-    }
-    Checkpoints(folder / "checkpoints").save(0, {"model": model.state_dict(), "optimizer": {}}, fresh)
+    Checkpoints(folder / "checkpoints").save(0, {"model": model.state_dict(), "optimizer": {}}, unbegun(recipe))
     replace(settings, config.to_yaml(recipe).encode())  # last: a folder with a recipe is a run

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from homespun.data.tokenizer import Tokenizer
 from homespun.errors import ConfigError
 from homespun.learn.conversations import read_conversations
 from homespun.model.decoder import Decoder
@@ -23,6 +21,7 @@ from homespun.train.log import Console
 from homespun.train.machine import keep_memory
 from homespun.train.progress import Summary
 from homespun.train.recipe import Recipe, TrainConfig, Tuned
+from homespun.train.saved import Trained
 from homespun.train.trainer import Trainer
 
 RATE, ADAPTER_RATE = 3e-4, 2e-3
@@ -31,22 +30,7 @@ RATE, ADAPTER_RATE = 3e-4, 2e-3
 FEW = 50  # steps, below which so much is said
 
 
-class Base(Protocol):
-    """What tuning needs of a run."""
-
-    @property
-    def folder(self) -> Path: ...
-    @property
-    def recipe(self) -> Recipe: ...
-    @property
-    def model(self) -> Decoder: ...
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-    @property
-    def step(self) -> int: ...
-
-
-def tuned_recipe(base: Base, adapter: LoRA | None) -> Recipe:
+def tuned_recipe(base: Trained, adapter: LoRA | None) -> Recipe:
     """How a run is tuned, unless its settings are changed: three passes, AdamW without decay."""
     return Recipe(
         name=f"{base.recipe.name}-tuned",
@@ -64,7 +48,7 @@ def tuned_recipe(base: Base, adapter: LoRA | None) -> Recipe:
     )
 
 
-def tune(base: Base, recipe: Recipe, pairs: Sequence[str | Path], folder: Path, console: Console) -> Summary:
+def tune(base: Trained, recipe: Recipe, pairs: Sequence[str | Path], folder: Path, console: Console) -> Summary:
     """Tunes a copy of `base` on conversations, in the run folder `folder`, going on from its newest checkpoint.
 
     The first rows of its metrics tell how the base answers. Raises `HomespunError`s for what a user can mend.
@@ -130,7 +114,7 @@ class AdapterTrainer(Trainer):
         load_adapters(self.model, files["adapter"])
 
 
-def _check(base: Base, recipe: Recipe, folder: Path) -> None:
+def _check(base: Trained, recipe: Recipe, folder: Path) -> None:
     if folder.resolve() == base.folder.resolve():
         raise ConfigError(f"{folder} is the run that is to be tuned", "Name another folder with --out.")
     model = recipe.model.model_copy(update={"dropout": base.recipe.model.dropout})
