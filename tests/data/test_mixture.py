@@ -96,6 +96,8 @@ def test_weights_and_temperature() -> None:
     sizes = {"a": 10_000, "b": 100}
     weighed = parse(DataConfig, {"mixture": {"a": {"source": "x", "weight": 1}, "b": {"source": "y", "weight": 3}}})
     assert weighed.shares(sizes) == {"a": 0.25, "b": 0.75}
+    huge = {"mixture": {"a": {"source": "x", "weight": 5e307}, "b": {"source": "y", "weight": 1.5e308}}}
+    assert parse(DataConfig, huge).shares(sizes) == pytest.approx({"a": 0.25, "b": 0.75})  # their sum is infinite
     named = {"mixture": {"a": {"source": "x"}, "b": {"source": ["y", "z"]}}}
     assert parse(DataConfig, named).shares(sizes)["b"] == pytest.approx(100 / 10_100)
     assert parse(DataConfig, named | {"temperature": 2}).shares(sizes)["b"] == pytest.approx(10 / 110)
@@ -110,6 +112,8 @@ def test_what_a_mixture_cannot_be() -> None:
         parse(DataConfig, {"mixture": {"a": {"source": "x", "weight": 1}}, "temperature": 2})
     with pytest.raises(ConfigError, match="weight"):
         parse(DataConfig, {"mixture": {"a": {"source": "x", "weight": 0}}})
+    with pytest.raises(ConfigError, match=r"name '\\x1b\[31mred'"):  # it would speak to the terminal
+        parse(DataConfig, {"mixture": {"\x1b[31mred": {"source": "x"}}})
     with pytest.raises(ConfigError, match=r"data\.mixture\.a\.wieght.*Did you mean 'weight'"):
         override(Recipe(), ["data.mixture.a.source=x", "data.mixture.a.wieght=2"])
 

@@ -53,6 +53,8 @@ class DataConfig(Config):
             raise ConfigError("Only some parts of data.mixture have a weight", "Give one to each part, or to none.")
         if any(weighed) and self.temperature != 1:
             raise ConfigError("data.temperature does nothing for parts that have weights", "Leave out one of them.")
+        if unclear := next((name for name in self.mixture if not name.isprintable()), None):
+            raise ConfigError(f"data.mixture has the name {unclear!r}", "Write it with characters that can be seen.")
         if len(weighed) > BLOCK // 8:
             raise ConfigError(f"data.mixture has {len(weighed)} parts", f"At most {BLOCK // 8} are possible.")
         return self
@@ -67,8 +69,9 @@ class DataConfig(Config):
         """The share of each part of so many tokens in the rows; they sum to 1."""
         weights, largest = {name: part.weight for name, part in self.mixture.items()}, max(sizes.values())
         found = {name: weights.get(name) or (size / largest) ** (1 / self.temperature) for name, size in sizes.items()}
-        total = sum(found.values())
-        return {name: weight / total for name, weight in found.items()}
+        heaviest = max(found.values())  # by which nothing that is summed can be infinite
+        total = sum(weight / heaviest for weight in found.values())
+        return {name: weight / heaviest / total for name, weight in found.items()}
 
 
 class MixedBatches:
