@@ -261,6 +261,7 @@ def test_the_command_line(base: hs.Run, rows: str, tmp_path: Path, capsys: pytes
 
     out = tmp_path / "answers"
     command = ("tune", base.folder, rows, "--out", out, "--lora", 2, "--targets", " q_proj,", *FAST)
+    assert "Trained 1 step in" in call(*command, "--steps", 1)[1]
     code, said, _ = call(*command, "--steps", 2)
     assert code == 0 and "2 steps" in said and "before" in said and f"homespun chat {out}" in said
     lora = hs.load(out).recipe.tuned.adapter
@@ -269,6 +270,8 @@ def test_the_command_line(base: hs.Run, rows: str, tmp_path: Path, capsys: pytes
     assert code == 0 and json.loads(said)["step"] == 3
     code, _, told = call("tune", base.folder, rows, "--alpha", 3)
     assert code == 2 and "--lora 8" in told
+    code, _, told = call("tune", base.folder, rows, "--lora", 2, "--targets", ",")
+    assert code == 2 and "names no layer" in told
     code, _, told = call("tune", base.folder)
     assert code == 2 and "No file of answers" in told
 

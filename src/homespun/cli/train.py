@@ -78,7 +78,8 @@ def tell_result(run: Run) -> None:
     if result := run.result:
         bits = result.validation_bits_per_byte
         measured = "" if bits is None else f", {bits:.3f} bits per byte on text it has not seen"
-        typer.echo(f"Trained {result.steps:,} steps in {human_time(result.seconds)}{measured}.")
+        steps = f"{result.steps:,} step{'' if result.steps == 1 else 's'}"
+        typer.echo(f"Trained {steps} in {human_time(result.seconds)}{measured}.")
         if result.best_step not in (None, result.steps):
             typer.echo(f"The best was step {result.best_step:,}; to use it: homespun generate --checkpoint best.")
     typer.echo(f"Run: {run.folder}   Report: {run.folder / 'report.html'}")

@@ -76,8 +76,10 @@ def _adapter(rank: int | None, alpha: float | None, targets: str | None) -> LoRA
     from homespun.config import parse
     from homespun.model.lora import LoRA
 
-    names = [name.strip() for name in (targets or "").split(",")]
-    given = {"rank": rank, "alpha": alpha, "targets": [name for name in names if name]}
+    names = [name.strip() for name in (targets or "").split(",") if name.strip()]
+    if targets is not None and not names:
+        raise ConfigError(f"--targets {targets!r} names no layer", "Name some, as q_proj,v_proj, or leave it out.")
+    given = {"rank": rank, "alpha": alpha, "targets": names}
     return None if rank is None else parse(LoRA, given, "the command line")
 
 
