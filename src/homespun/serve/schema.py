@@ -62,7 +62,7 @@ def _prompts(value: Any) -> Any:
         if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
             continue
         if not isinstance(prompt, str):
-            raise ValueError("each prompt should be text, or a list of token ids that is not empty")
+            raise ValueError("each should be text, or a list of token ids that is not empty")
     return prompts
 
 
