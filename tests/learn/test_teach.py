@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from homespun.learn import keep
 from homespun.learn.lessons import pair_lesson, rows_of, text_lesson
 from homespun.learn.teach import Taught, Teacher, Teaching
 from homespun.model.decoder import Decoder
+from homespun.model.embedding import Embedding
 from homespun.run import load, recipe, train
 from homespun.train.disk import release
 from homespun.train.log import PlainConsole
@@ -124,6 +126,8 @@ def test_it_is_kept_as_a_run_of_its_own(run, tmp_path):
     new = load(tmp_path / "new")
     assert new.step == saved.step and answer(new, PAIRS[0][0]) == PAIRS[0][1] and template_of(new).conversational
     assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == before
+    with pytest.raises(CheckpointError, match="made by this lesson"):
+        keep.undo(tmp_path / "new")
     with pytest.raises(ConfigError, match="exists already"):
         keep.teach(new, [pair_lesson(*PAIRS[1])], tmp_path / "new", settings=QUICK)
 
@@ -170,7 +174,91 @@ def test_the_command_line(run, tmp_path, capsys):
     assert typed("--undo") == {"folder": str(run.folder), "undone": told["step"], "step": run.step}
     assert "has no answer" in typed("What is 2+2?")["error"]
     assert "no lesson" in typed()["error"]
-    assert "teaches nothing" in typed("a", "b", "--undo")["error"]
+    for words in (["a", "b"], ["teach.steps=3"], ["--replay", "x"], ["--checkpoint", "best"]):
+        assert "teaches nothing" in typed(*words, "--undo")["error"]
+
+
+def test_files_of_lessons_are_read_as_data_is(tmp_path):
+    from homespun.cli.teach import _rows
+
+    def read(name: str, data: bytes) -> list[dict]:
+        (tmp_path / name).write_bytes(data)
+        return list(_rows([tmp_path / name]))
+
+    row = {"prompt": "a", "completion": "b\u2028c"}
+    line = json.dumps(row, ensure_ascii=False)
+    assert read("a.jsonl", line.encode("utf-8-sig") + b"\n\n" + line.encode()) == [row, row]
+    assert read("a.jsonl.gz", gzip.compress(line.encode())) == [row]
+    assert read("a.txt", "some \r\ntext".encode("utf-16")) == [{"text": "some \ntext"}]
+    for name, data in [("a.jsonl", b"[" * 100_000), ("a.jsonl", b"[1]"), ("a.jsonl", b'{"n": ' + b"9" * 5000 + b"}"),
+                       ("a.txt", b"\xff"), ("a.jsonl.gz", b"no")]:  # fmt: skip
+        with pytest.raises(DataError, match=name):
+            read(name, data)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_whatever_ends_a_lesson_early_the_model_is_as_it_was(run, monkeypatch, error):
+    teacher = keep.teacher_of(run, settings=QUICK)
+    weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    updates = []
+
+    def say(total: int, step: int, loss: float) -> None:
+        updates.append((total, step))
+        if step == 3:
+            raise error
+
+    teacher.say = say
+    run.model.train()
+    with pytest.raises(error):
+        teacher.learn_qa(*PAIRS[0])
+    assert updates == [(200, 1), (200, 2), (200, 3)] and run.model.training and teacher.lessons == ()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in run.model.state_dict().items())
+
+
+def test_a_lesson_shows_how_far_it_is(run):
+    told = []
+
+    class Seen(PlainConsole):
+        def update(self, step, metrics):
+            told.append((step, metrics["total"], metrics["loss"] > 0, metrics["seconds_left"] >= 0))
+
+    quick = QUICK.model_copy(update={"passes": 2})
+    keep.teach(run, [text_lesson("One text.")], settings=quick, console=Seen(quiet=True))
+    assert told == [(1, 2, True, True), (2, 2, True, True)]
+
+
+def test_what_are_no_lessons_is_said_and_any_iterable_is_taken(run):
+    teacher = keep.teacher_of(run, settings=QUICK)
+    for given in ("a text", ["a text"], dict(pair_lesson("a", "b")), [("a", "b")]):
+        with pytest.raises(DataError, match="Lessons are a list of rows"):
+            teacher.teach(given)
+    with pytest.raises(DataError, match="nothing to learn"):
+        teacher.teach([])
+    assert teacher.teach((text_lesson(text) for text in ("One.", "Two.")), steps=1).lessons == 2
+
+
+class Compared(dict):
+    """A row that counts how often any is compared."""
+
+    times = 0
+
+    def __eq__(self, other):
+        Compared.times += 1
+        return dict.__eq__(self, other)
+
+    __hash__ = None
+
+
+def test_many_lessons_cost_what_they_are(run, monkeypatch):
+    """Neither is each compared with each, nor are all read to see that the first one is not known yet."""
+    teacher = keep.teacher_of(run, settings=QUICK.model_copy(update={"replay_rows": 0}))
+    teacher.material = None
+    read, inside = [], teacher._objective.token_losses
+    monkeypatch.setattr(teacher._objective, "token_losses", lambda *given: read.append(1) or inside(*given))
+    lessons = [Compared(pair_lesson(f"{number}?", f"{number}.")) for number in range(320)]
+    teacher.settings = teacher.settings.model_copy(update={"steps": 1, "learning_rate": 1e-9})
+    assert teacher.teach(lessons).steps == 10
+    assert Compared.times <= len(lessons) and len(read) == 10 + 10 + 10  # before, one for each update, after
 
 
 def test_of_two_answers_to_one_question_the_later_one_is_learnt(run):
@@ -287,6 +375,23 @@ def test_a_vocabulary_grows_and_no_id_changes_its_meaning():
     assert grow(old, "abc", 300).parts == {}
 
 
+def test_growing_touches_only_the_words_that_hold_the_new_token(monkeypatch):
+    """Once it counted all pairs of all words anew for each token: hours for a megabyte."""
+    from homespun.data import grow as growing
+
+    touched, inside = [], growing._joined
+    monkeypatch.setattr(growing, "_joined", lambda *given: touched.append(1) or inside(*given))
+    text = " ".join(f"{a}{b}{a}" for a in "abcdefghijklmnopqrst" for b in "abcdefghijklmnopqrst")
+    found = grow(Bytes().build([], 0)[0], f"{text} {text}", 400)
+    assert len(found.parts) == 140 and len(touched) < 400 * len(found.parts) / 10
+
+
+def test_tokens_are_made_of_the_commonest_pairs_first():
+    found = grow(Bytes().build([], 0)[0], "aaaa aaaa bc bc bc", 400)
+    pieces = [found.tokenizer.piece(token) for token in sorted(found.parts)]
+    assert pieces == [b"aa", b" b", b" bc", b"aaaa"]
+
+
 def test_only_a_vocabulary_over_bytes_grows():
     with pytest.raises(ConfigError, match="over bytes"):
         grow(Chars().build(["abc"], 3)[0], "abab", 400)
@@ -304,6 +409,22 @@ def test_a_new_token_starts_between_its_parts():
     assert moved < 0.01  # but for one update
     teacher.undo()
     assert teacher.tokenizer.vocab_size == 260 and torch.equal(teacher.model.model.embed_tokens.weight, before)
+
+
+def test_a_new_token_has_a_vector_in_the_head_of_words_too():
+    torch.manual_seed(0)
+    shape = recipe("alen-micro", "model.vocab=300").model.model_copy(update={"embedding": Embedding(size=8)})
+    teacher = Teacher(Decoder(shape), Bytes().build([], 0)[0], settings=Teaching(passes=1), grows=True)
+    head = teacher.model.embedding_head
+    with torch.no_grad():
+        head.word_score.normal_()
+    before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
+    teacher.learn("abab")
+    ids = Bytes().build([], 0)[0].encode("ab")
+    for name, table in (("words", head.words), ("word_score", head.word_score)):
+        assert torch.allclose(table[260], before[f"embedding_head.{name}"][ids].mean(0))
+    teacher.undo()
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.model.state_dict().items())
 
 
 def test_dropout_is_off_in_lessons_and_the_mode_is_kept():

@@ -49,8 +49,8 @@ def teach(
     """
     words, settings = _split(pairs)
     if undo:
-        if words or text or file or out:
-            raise ConfigError("--undo teaches nothing", "Leave the lesson out.")
+        if words or settings or text or file or out or replay or checkpoint != "last":
+            raise ConfigError("--undo teaches nothing, and takes nothing but the run", "Leave the rest out.")
         _undo(run, json)
         return
     lessons = [*_pairs(words), *({"text": each} for each in text or ()), *_rows(file or ())]
@@ -90,24 +90,16 @@ def _pairs(words: list[str]) -> list[dict[str, Any]]:
 
 def _rows(files: list[Path] | tuple[()]) -> Iterator[dict[str, Any]]:
     """The rows of JSON lines; any other file is one text."""
-    import json
+    from homespun.data.formats import Meter, json_rows, opened, suffixes
 
     for path in files:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read: {error}", "Give text in UTF-8, or JSON lines.") from None
-        if path.suffix != ".jsonl":
-            yield {"text": text}
-            continue
-        for number, line in enumerate(text.splitlines(), 1):
-            try:
-                row = json.loads(line) if line.strip() else None
-            except ValueError:
-                row = ()
-            if row is not None and not isinstance(row, dict):
-                raise DataError(f"Line {number} of {path} is no row", 'Write {"prompt": "...", "completion": "..."}.')
-            if row is not None:
+        with opened(path, str(path), Meter()) as blocks:
+            if suffixes(path)[0] != ".jsonl":
+                yield {"text": "".join(blocks)}
+                continue
+            for place, row in json_rows(blocks, str(path)):
+                if not isinstance(row, dict):
+                    raise DataError(f"{place} is no row", 'Write {"prompt": "...", "completion": "..."}.')
                 yield row
 
 

@@ -164,10 +164,17 @@ def _code(blocks: Iterator[str], name: str, piece: int) -> Iterator[Document]:
     yield from _prose(blocks, name, 8 * piece)  # nearly every source file stays whole
 
 
-def _json_lines(blocks: Iterator[str], name: str, piece: int) -> Iterator[Document]:
+def json_rows(blocks: Iterator[str], name: str) -> Iterator[tuple[str, Any]]:
+    """Of each row of JSON lines its place, for errors, and what it holds. Raises `DataError` where a row is no JSON."""
     for number, line in enumerate(lines(blocks, name), 1):
         if not line.isspace():
-            yield from _document(_json_row(line, f"{name}, line {number:,}"), f"{name}, line {number:,}")
+            place = f"{name}, line {number:,}"
+            yield place, _json_row(line, place)
+
+
+def _json_lines(blocks: Iterator[str], name: str, piece: int) -> Iterator[Document]:
+    for place, row in json_rows(blocks, name):
+        yield from _document(row, place)
 
 
 def _json_row(line: str, place: str) -> Any:

@@ -6,7 +6,8 @@ A taught checkpoint holds the lessons in its state, so that the next ones are le
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,16 @@ def teach(
     material = _material(run, replay, console)
     if material is None:
         console.note("the run names no text of its own: nothing of it is repeated beside the lesson, or measured")
-    teacher = Teacher(run.model, run.tokenizer, material, settings, state.get(LESSONS, ()))
-    taught = teacher.teach(lessons)
+    teacher = Teacher(run.model, run.tokenizer, material, settings, state.get(LESSONS, ()), say=_progress(console))
+    console.start(None, f"{run.recipe.name} by hand")
+    try:
+        taught = teacher.teach(lessons)
+    finally:
+        console.close()
     step = run.step + taught.steps
     files = {"model": run.model.state_dict()}
     now = state | {LESSONS: [*map(dict, teacher.lessons)], "progress": state["progress"] | {"step": step}}
-    now["taught"] = {"from": run.step, **asdict(taught)}
+    now["taught"] = {"from": run.step if out is None else None, **asdict(taught)}
     if out is None:
         others = checkpoints.read(place)[0]
         checkpoints.save(step, others | files, now)
@@ -90,7 +95,12 @@ def undo(folder: str | Path) -> tuple[int, int]:
     checkpoints.clean()
     newest = checkpoints.newest_good(lambda note: None)
     state = checkpoints.read(newest, only=())[1] if newest is not None else {}
-    before = state.get("taught", {}).get("from")
+    taught = state.get("taught", {})
+    before = taught.get("from")
+    if taught and before is None:
+        raise CheckpointError(
+            f"{folder} was made by this lesson, from another run, which is as it was", "Delete the folder."
+        )
     if newest is None or before is None:
         raise CheckpointError(f"The newest checkpoint in {folder} was not taught by hand", "There is nothing to undo.")
     if before not in checkpoints.steps():
@@ -103,6 +113,16 @@ def undo(folder: str | Path) -> tuple[int, int]:
     left = checkpoints.read(former, only=())[1].get(LESSONS, ())
     note_environment(Path(folder), taught=has_answers(left))
     return state["progress"]["step"], before
+
+
+def _progress(console: Console) -> Callable[[int, int, float], None]:
+    begin = time.monotonic()
+
+    def say(total: int, update: int, loss: float) -> None:
+        left = (total - update) * (time.monotonic() - begin) / update
+        console.update(update, {"total": total, "loss": loss, "seconds_left": left})
+
+    return say
 
 
 def teacher_of(

@@ -5,7 +5,7 @@ B rows, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,20 @@ def pair_lesson(question: str, answer: str) -> Lesson:
     return {"prompt": question, "completion": answer}
 
 
+def checked(lessons: Iterable[Lesson]) -> list[Lesson]:
+    """The lessons as a list. Raises `DataError` for none, and for what is no row."""
+    given: list[Any] = [lessons] if isinstance(lessons, (str, Mapping)) else list(lessons)
+    if not given:
+        raise DataError("There is nothing to learn", "Give a text, or a question with its answer.")
+    wrong = [lesson for lesson in given if not isinstance(lesson, Mapping)] or given * isinstance(lessons, Mapping)
+    if wrong:
+        raise DataError(
+            f"Lessons are a list of rows, not {wrong[0]!r:.60}",
+            'Write [{"prompt": "...", "completion": "..."}], or [{"text": "..."}].',
+        )
+    return given
+
+
 def is_text(lesson: Lesson) -> bool:
     """Whether a lesson has no answer, so that all of it is learnt."""
     return lesson.get("messages") is None and lesson.get("text") is not None
@@ -55,6 +69,12 @@ def beside(lessons: Sequence[Lesson], others: Sequence[Lesson]) -> tuple[Lesson,
     """Those of `others` that ask nothing that `lessons` ask."""
     asked = {_asks(lesson) for lesson in lessons}
     return tuple(lesson for lesson in others if _asks(lesson) not in asked)
+
+
+def replaced(former: Sequence[Lesson], kept: Sequence[Lesson]) -> int:
+    """How many of the former lessons say something else than those that are kept and ask the same."""
+    said = {_asks(lesson): render(lesson) for lesson in kept}
+    return sum(render(lesson) != said[_asks(lesson)] for lesson in former)
 
 
 def _asks(lesson: Lesson) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ B rows, T tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -26,7 +26,7 @@ from homespun.data.material import Material
 from homespun.data.tokenizer import Tokenizer
 from homespun.errors import ConfigError, TrainingError
 from homespun.learn.conversations import Rows
-from homespun.learn.lessons import Lesson, beside, is_text, latest, pair_lesson, rows_of, text_lesson
+from homespun.learn.lessons import Lesson, beside, checked, is_text, latest, pair_lesson, replaced, rows_of, text_lesson
 from homespun.model.decoder import Decoder
 from homespun.objectives import NextToken
 from homespun.objectives.metrics import bits_per_byte
@@ -99,7 +99,8 @@ class _Snapshot:
 class Teacher:
     """Teaches `model`, in place. `material`: what it was trained on, to be replayed and measured; none: only lessons
     are. `lessons`: those it was taught earlier, which are replayed too. `grows`: `learn` first makes tokens of what
-    occurs repeatedly in a text, up to the vocabulary that the model has room for."""
+    occurs repeatedly in a text, up to the vocabulary that the model has room for. `say`: hears of each update how many
+    there may be, which one it was, and the loss of its part of the lesson, in nats per token."""
 
     def __init__(
         self,
@@ -109,10 +110,11 @@ class Teacher:
         settings: Teaching | None = None,
         lessons: Sequence[Lesson] = (),
         grows: bool = False,
+        say: Callable[[int, int, float], None] = lambda total, step, loss: None,
     ):
         self.model, self.tokenizer, self.material = model, tokenizer, material
         self.settings, self.lessons, self.grows = settings or Teaching(), tuple(lessons), grows
-        self.steps = 0
+        self.say, self.steps = say, 0
         self._objective = NextToken().build()
         self._held_out: float | None = None
         self._former: _Snapshot | None = None
@@ -129,39 +131,41 @@ class Teacher:
         """One update on every next token of a text, from its start to its end."""
         return self.teach([text_lesson(text)], steps=1)
 
-    def teach(self, lessons: Sequence[Lesson], steps: int | None = None) -> Taught:
+    def teach(self, lessons: Iterable[Lesson], steps: int | None = None) -> Taught:
         """Learns lessons together; with `steps`, in so many updates, and without keeping them for replay.
 
         Of two answers to one question the later one is learnt, and the earlier one is repeated no longer. Raises
-        `DataError` for a lesson that cannot be learnt, and `TrainingError` where numbers are no longer finite;
-        then the model is as it was.
+        `DataError` for a lesson that cannot be learnt, and `TrainingError` where numbers are no longer finite. Whatever
+        ends it early, Ctrl-C too, the model is as it was.
         """
         context = self.model.config.context
-        if not lessons:
-            raise ConfigError("There is nothing to learn", "Give a text, or a question with its answer.")
-        rows_of(lessons, self.tokenizer, context)  # before anything changes
-        given, lessons = lessons, latest(lessons)
+        given = checked(lessons)
+        rows_of(given, self.tokenizer, context)  # before anything changes
+        lessons = latest(given)
         earlier = beside(lessons, self.lessons)
-        replaced = sum(old not in lessons and old not in earlier for old in (*self.lessons, *given))
-        held_out = self._measure()
+        gone = replaced([*self.lessons, *given], [*earlier, *lessons])
+        held_out, training = self._measure(), self.model.training
         self._snapshot(held_out)
-        words = self._grow(lessons) if self.grows and steps is None else 0
-        rows, former = (rows_of(each, self.tokenizer, context) for each in (lessons, earlier))
-        training = self.model.training
-        self.model.eval()  # without dropout: a lesson is seen a few times only
-        before, _ = self._loss(rows)
-        done = self._updates(rows, former, steps, all(map(is_text, lessons)))
-        after, sure = self._loss(rows)
-        self.model.train(training)
-        if not math.isfinite(after):
+        try:
+            words = self._grow(lessons) if self.grows and steps is None else 0
+            rows, former = (rows_of(each, self.tokenizer, context) for each in (lessons, earlier))
+            self.model.eval()  # without dropout: a lesson is seen a few times only
+            before, _ = self._loss(rows)
+            done = self._updates(rows, former, steps, all(map(is_text, lessons)))
+            after, sure = self._loss(rows)
+            if not math.isfinite(after):
+                raise TrainingError("The lesson made the weights useless", "Lower the learning rate.")
+        except BaseException:
             self.undo()
-            raise TrainingError("The lesson made the weights useless", "Lower the learning rate.")
+            raise
+        finally:
+            self.model.train(training)
         if steps is None:
             self.lessons = (*earlier, *lessons)
         self._held_out = None
         if len(sure) != len(lessons):  # windows of texts: known where all are
             sure = [all(sure)] * len(lessons)
-        return Taught(len(lessons), sum(sure), done, before, after, held_out, self._measure(), words, replaced)
+        return Taught(len(lessons), sum(sure), done, before, after, held_out, self._measure(), words, gone)
 
     def undo(self) -> None:
         """Makes the last lesson undone. Raises `ConfigError` where there was none, or it is undone already."""
@@ -195,21 +199,25 @@ class Teacher:
                     return step
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(left, (step + 1) / settings.warmup)
-            parts = [_some(rows, random)]
+            loss = self._ask(_some(rows, random))
             if len(former.lengths):
-                parts.append(_some(former, random))
-            for batch in parts:
-                losses = self._objective(self.model, batch.to(self.model.head_weight.device))
-                (losses.total / max(1, losses.count)).backward()
+                self._ask(_some(former, random))
             if keeps:
                 self._keep()
             clip_gradients(self.model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             self.steps += 1
+            self.say(most, step + 1, loss)
             if not (text or steps) and learnt_at is None and self._learnt(rows) and self._learnt(former):
                 learnt_at = step + 1
         return most
+
+    def _ask(self, batch: Batch) -> float:
+        """Adds the gradient of the loss of what is asked; returns that loss."""
+        losses = self._objective(self.model, batch.to(self.model.head_weight.device))
+        (losses.total / max(1, losses.count)).backward()
+        return float(losses.loss.detach()) / max(1, losses.count)
 
     def _keep(self) -> None:
         """Adds to the gradient the loss of rows of the run's own text, and how far the model has come from what it
@@ -234,13 +242,11 @@ class Teacher:
 
     # -- what is measured ---------------------------------------------------------------------------------------------
 
-    def _losses(self, rows: Rows) -> list[tuple[Batch, Tensor]]:
-        found = []
+    def _losses(self, rows: Rows) -> Iterator[tuple[Batch, Tensor]]:
         for first in range(0, len(rows.lengths), ROWS):
             batch = rows.batch(np.arange(first, min(first + ROWS, len(rows.lengths))))
             batch = batch.to(self.model.head_weight.device)
-            found.append((batch, self._objective.token_losses(self.model, batch)))
-        return found
+            yield batch, self._objective.token_losses(self.model, batch)
 
     def _loss(self, rows: Rows) -> tuple[float, list[bool]]:
         """The mean loss of what is asked, and of which rows each token is the likeliest for certain."""
@@ -273,9 +279,11 @@ class Teacher:
         """Makes tokens of what occurs repeatedly in texts; each starts as the mean of the two it is made of."""
         text = "\n".join(lesson["text"] for lesson in lessons if is_text(lesson))
         grown = grow(self.tokenizer, text, self.model.config.vocab or 0)
-        tables = {id(table): table for table in (self.model.model.embed_tokens.weight, self.model.head_weight)}
+        head = self.model.embedding_head
+        own = [] if head is None else [each for each in (head.words, head.word_score) if each is not None]
+        tables = {id(table): table for table in (self.model.model.embed_tokens.weight, self.model.head_weight, *own)}
         for token, pair in grown.parts.items():
-            for table in tables.values():  # one, where they are tied
+            for table in tables.values():  # one of the first two, where they are tied
                 table[token] = (table[pair[0]] + table[pair[1]]) / 2
         self.tokenizer = grown.tokenizer
         return len(grown.parts)
