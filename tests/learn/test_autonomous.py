@@ -18,6 +18,7 @@ import torch
 
 import homespun as hs
 from homespun.errors import CheckpointError, DataError
+from homespun.learn import cycles
 from homespun.learn.autonomous import JOURNAL, Limits
 from homespun.learn.journal import Journal
 from homespun.learn.spool import folder_of, put
@@ -140,6 +141,26 @@ def test_a_cycle_whose_checkpoint_is_lost_is_learned_again(run: Path, tmp_path: 
     assert status(run)["decisions"]["undone"] == 1
 
 
+def test_a_journal_that_is_gone_does_not_widen_the_gate(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite")
+    told = {"journal": "gone", "cycle": 3, "drift": {"corpus": 0.1}}
+    assert "is gone" in cycles.settle(journal, 5, told, 10, 5)[0]
+    assert cycles.drift(journal) == {"corpus": 0.1}
+    journal.run("INSERT INTO meta VALUES ('old', '0')")
+    assert cycles.settle(journal, 5, told, 10, 5) == []
+    journal.close()
+
+
+def test_the_journal_of_another_run_is_refused(base: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "sums.jsonl", sums(8))
+    one, other = (copy(base, tmp_path / name) for name in ("one", "other"))
+    for place in (one, other):
+        learn(place, tmp_path / "sums.jsonl", settings=ALWAYS)
+    shutil.copyfile(one / JOURNAL, other / JOURNAL)
+    with pytest.raises(DataError, match="is not the journal"):
+        open_learner(other)
+
+
 def test_the_same_texts_give_the_same_bits(base: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "sums.jsonl", sums(20))
     one, other = (copy(base, tmp_path / name) for name in ("one", "other"))
@@ -168,6 +189,35 @@ def test_one_process_learns_at_a_time(run: Path, tmp_path: Path) -> None:
     finally:
         os.kill(child, signal.SIGKILL)
         ended(child)
+
+
+def test_one_learner_of_a_process_learns_at_a_time(run: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "sums.jsonl", sums(20))
+    one, other = open_learner(run, ALWAYS), open_learner(run, ALWAYS)
+
+    async def both() -> None:
+        task = asyncio.create_task(one.run([], Limits(watch=True)))
+        await asyncio.sleep(0)
+        with pytest.raises(CheckpointError, match="at work"):
+            await other.run([])
+        with pytest.raises(CheckpointError, match="at work"):
+            open_learner(run)
+        one._stop = "enough"
+        await task
+
+    asyncio.run(both())
+    asyncio.run(one.run([str(tmp_path / "sums.jsonl")], Limits(cycles=2)))
+    one.close()
+    done = asyncio.run(other.run([str(tmp_path / "sums.jsonl")]))  # it goes on from what the first one saved
+    other.close()
+    assert done.kept and not done.waiting
+    consistent(run, sums(20))
+
+
+@needs_fork
+def test_a_closed_learner_leaves_the_run_to_other_processes(run: Path) -> None:
+    open_learner(run).close()
+    assert ended(fork(lambda: open_learner(run).close())) == 0
 
 
 def test_what_comes_while_it_watches_is_learned(run: Path, tmp_path: Path) -> None:
@@ -208,6 +258,14 @@ def test_a_full_queue_makes_its_sources_wait(run: Path, tmp_path: Path) -> None:
     asyncio.run(learner.run([str(tmp_path / "sums.jsonl")]))
     learner.close()
     assert seen == [64, 64, 22]  # one part after the other
+
+
+def test_texts_that_wait_alone_do_not_fill_the_queue(run: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b")):
+        write_rows(tmp_path / f"{name}.jsonl", sums(1 + number, seed=number))
+    small = ALWAYS.model_copy(update={"queue": 1})
+    done = learn(run, tmp_path / "a.jsonl", tmp_path / "b.jsonl", settings=small, minutes=0.3)
+    assert (done.reason, done.kept, done.waiting) == ("done", 1, 1)
 
 
 def test_a_rate_and_the_minutes_are_kept(run: Path, tmp_path: Path) -> None:
@@ -303,6 +361,22 @@ def test_a_text_alone_waits_for_another(run: Path, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text(sums(1)[0])
     done = learn(run, tmp_path / "one.txt")
     assert (done.reason, done.kept, done.waiting) == ("done", 0, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
+@needs_fork
+def test_the_story_of_a_run_is_told_to_who_may_only_read(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text(sums(1)[0])
+    learn(run, tmp_path / "one.txt")
+    for place in [run, *run.parents]:
+        if str(place).startswith(str(tmp_path.parent.parent)):
+            place.chmod(place.stat().st_mode | 0o555)
+
+    def read() -> None:
+        os.setuid(65534)
+        assert status(run)["texts"] == {"waiting": 1}
+
+    assert ended(fork(read)) == 0
 
 
 def test_a_source_that_fails_is_told(run: Path, tmp_path: Path) -> None:

@@ -369,6 +369,14 @@ def test_an_address_is_read_whole_and_leads_nowhere_else(tmp_path: Path) -> None
         Reader(address, tmp_path).read()  # nobody listens
 
 
+def test_no_source_is_taken_for_the_text_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("text")
+    for spec in (str(tmp_path / "corpus.txt"), f"corpus={tmp_path}"):
+        with pytest.raises(DataError, match="`corpus` is the text"):
+            open_sources([spec], tmp_path, False)
+    assert open_sources([f"mine={tmp_path / 'corpus.txt'}"], tmp_path, False)[0].domain == "mine"
+
+
 def test_what_means_nothing_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("text")

@@ -109,7 +109,7 @@ def _put(run: Path, sources: list[str]) -> None:
     if not (run / "recipe.yaml").is_file():
         raise CheckpointError(f"There is no run in {run}", "Name the folder of a run.")
     count = len([put(run, plain(document)) for document in documents(sources)])
-    typer.echo(f"{count:,} texts wait in the queue of {run}.")
+    typer.echo(f"{count:,} {'text waits' if count == 1 else 'texts wait'} in the queue of {run}.")
 
 
 def _status(run: Path, json: bool) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from homespun.data.text import cut
 from homespun.data.tokenizer import Tokenizer
-from homespun.errors import DataError
+from homespun.errors import CheckpointError, DataError
 from homespun.learn import dedup, replay
 from homespun.learn.journal import JOURNAL, Journal, Prepared
 from homespun.learn.parts import PIECE, Part, Source
@@ -26,10 +26,13 @@ from homespun.learn.settings import LearnConfig
 from homespun.learn.sources import encode_cursor, open_sources, problem_of
 from homespun.learn.study import Study
 from homespun.model.decoder import Decoder
+from homespun.train.disk import release
 from homespun.train.guard import SignalGuard
 from homespun.train.recipe import Recipe
 
 ROOM = 3  # checkpoints for which the disk must have room
+ENDING = "leaving the cycle at work; its texts wait. Once more quits at once."
+_AT_WORK: set[Path] = set()  # the runs that learners of this process are learning in
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Learned:
 
 
 class Learner:
-    """Keeps the run in `folder` learning. Raises `CheckpointError` while another process trains it."""
+    """Keeps the run in `folder` learning. Raises `CheckpointError` while another process trains it, or another learner
+    of this one is at work."""
 
     def __init__(
         self,
@@ -69,6 +73,7 @@ class Learner:
         say: Callable[[str], None] = lambda sentence: None,
     ):
         self.folder, self.settings, self.tokenizer, self._say = folder, settings or LearnConfig(), tokenizer, say
+        self._check_free()
         self.pupil = Pupil(folder, recipe, tokenizer, model, say)
         self.journal = Journal(folder / JOURNAL, self.settings.alike)
         self.study = Study(self.pupil, self.journal, self.settings, self._tell)
@@ -89,8 +94,18 @@ class Learner:
         """Learns from the sources until a limit is reached, nothing is left, or a signal asks to stop."""
         limits = limits or Limits()
         sources = open_sources(specs, self.folder, limits.watch)
+        self._check_free()
+        _AT_WORK.add(self.folder.resolve())
+        try:
+            if self.pupil.renew():
+                self.study.settle()
+            return await self._run(sources, limits)
+        finally:
+            _AT_WORK.discard(self.folder.resolve())
+
+    async def _run(self, sources: Sequence[Source], limits: Limits) -> Learned:
         self._stop, self._open, begin = None, len(sources), time.monotonic()
-        with SignalGuard() as signals:
+        with SignalGuard(ending=ENDING) as signals:
             watchers = [asyncio.create_task(self._watch(source, limits.watch)) for source in sources]
             try:
                 while self._stop is None:
@@ -109,15 +124,18 @@ class Learner:
         return self._outcome(signals.signal)
 
     def close(self) -> None:
-        """Closes the journal."""
+        """Closes the journal, and lets other processes train the run."""
         self.journal.close()
+        release(self.pupil.checkpoints.folder)
+
+    def _check_free(self) -> None:
+        if self.folder.resolve() in _AT_WORK:
+            raise CheckpointError(f"A learner of this program is at work in {self.folder}", "Wait for its end.")
 
     def _outcome(self, signal: int | None) -> Learned:
         waiting, _, _ = self.journal.queued()
-        self._tell(
-            "end",
-            f"Ended ({self._stop}): {self.study.kept} cycles kept, {self.study.refused} refused, {waiting} texts wait.",
-        )
+        counts = f"Cycles kept: {self.study.kept}, refused: {self.study.refused}; texts that wait: {waiting}."
+        self._tell("end", f"Ended ({self._stop}). {counts}")
         return Learned(
             self._stop or "done", self.study.kept, self.study.refused, waiting, self.pupil.progress.step, signal
         )
@@ -145,12 +163,17 @@ class Learner:
     def _ready(self, watch: bool) -> bool:
         """Whether there is a cycle to make: enough waits, or what waits will not become more soon."""
         texts, tokens, since = self.journal.queued()
-        if not texts or texts <= self._stuck():
+        stuck = self._stuck()
+        if texts <= stuck:
             return False
-        if tokens >= self.settings.cycle_tokens or texts >= self.settings.queue:
+        if tokens >= self.settings.cycle_tokens or texts - stuck >= self.settings.queue:
             return True
         patient = since is not None and 0 <= time.time() - since < self.settings.wait
         return not patient if watch else self._open == 0
+
+    def _crowded(self) -> bool:
+        texts = self.journal.queued()[0]
+        return texts >= self.settings.queue and texts - self._stuck() >= self.settings.queue
 
     def _stuck(self) -> int:
         """Texts that wait alone in a domain of which nothing is held out yet."""
@@ -188,7 +211,7 @@ class Learner:
         parts, whole = source.changes(cursors), True
         rate = self.settings.characters_per_minute
         while self._stop is None:
-            while self.journal.queued()[0] >= self.settings.queue and self._stop is None:
+            while self._stop is None and self._crowded():
                 await asyncio.sleep(0.02)
             if self._stop is not None or (part := await asyncio.to_thread(_next, parts)) is None:
                 return whole

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from homespun.errors import DataError
 from homespun.learn.journal import Item, Journal
 from homespun.learn.replay import CORPUS, add_span, domains, trim
 
@@ -92,7 +93,7 @@ def settle(journal: Journal, step: int, told: Mapping[str, Any] | None, reservoi
             keep(journal, int(told["cycle"]), told, reservoir, oldest)
             said.append(f"Cycle {told['cycle']} was saved before the learner was stopped: it is kept.")
         elif told is not None and told["journal"] != journal.id:
-            said.append("The journal of earlier cycles is gone: what they learned may be learned again.")
+            said += _follow(journal, told)
         for row in journal.rows("SELECT id FROM cycles WHERE state = 'open'"):
             _put_back(journal, row["id"], "stopped", "It was stopped before its end.")
             said.append(f"Cycle {row['id']} was stopped before its end: its texts wait again.")
@@ -100,6 +101,20 @@ def settle(journal: Journal, step: int, told: Mapping[str, Any] | None, reservoi
             _put_back(journal, row["id"], "undone", f"The checkpoint it made is gone; step {step} is the newest.")
             said.append(f"Cycle {row['id']} is undone, since its checkpoint is gone: its texts wait again.")
     return said
+
+
+def _follow(journal: Journal, told: Mapping[str, Any]) -> list[str]:
+    """Lets a new journal stand for one that is gone: how far the domains had drifted is in the checkpoint, too."""
+    before = journal.value("SELECT value FROM meta WHERE key = 'before'")
+    if before == told["journal"]:
+        return []
+    if journal.value("SELECT 1 FROM meta WHERE key = 'old'"):
+        problem = f"{journal.path} is not the journal that this run was learned with"
+        raise DataError(problem, "Put the run's own back; without one, move this away.")
+    journal.run("INSERT INTO meta VALUES ('before', ?)", told["journal"])
+    for domain, value in told["drift"].items():
+        journal.run("INSERT INTO drift VALUES (?, 0, ?)", domain, value)
+    return ["The journal of earlier cycles is gone: what they learned may be learned again."]
 
 
 def _put_back(journal: Journal, number: int, state: str, reason: str) -> None:

@@ -63,6 +63,15 @@ class Pupil:
         former = self.state.get("precision")
         self.precision = choose(recipe.train.precision, model, self.rows * context, self.world, former)
 
+    def renew(self) -> bool:
+        """Takes the folder for this process again; whether there is another newest checkpoint since, which is read."""
+        self.checkpoints.clean()
+        if self.checkpoints.steps()[-1:] == [self.progress.step]:
+            return False
+        self.restore()
+        self.metrics.rewind(self.progress.step)
+        return True
+
     def restore(self) -> None:
         """Brings weights and optimizer to the newest good checkpoint."""
         place = self.checkpoints.newest_good(self._say)

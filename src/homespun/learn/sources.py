@@ -24,6 +24,7 @@ from homespun.learn import spool
 from homespun.learn.database import Database
 from homespun.learn.files import Files, texts_of
 from homespun.learn.parts import PART, PIECE, Cursors, Part, Source
+from homespun.learn.replay import CORPUS
 
 WEB = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _NAMED = re.compile(r"([A-Za-z][\w-]*)=(.+)", re.DOTALL)
@@ -47,8 +48,14 @@ def _open(spec: str, watch: bool) -> Source:
     domain, word = None, spec
     if (match := _NAMED.fullmatch(spec)) and not os.path.exists(spec):
         domain, word = match[1], match[2]
-    if domain == "corpus":
-        raise DataError("The domain `corpus` is the text that the run was trained on", "Choose another name.")
+    source = _meant(word, domain, watch)
+    if source.domain == CORPUS:
+        told = "The domain `corpus` is the text that the run was trained on"
+        raise DataError(told, f"Choose another name: mine={word}")
+    return source
+
+
+def _meant(word: str, domain: str | None, watch: bool) -> Source:
     if word == "-":
         return Input("-", domain or "input")
     if word.startswith("sqlite:"):

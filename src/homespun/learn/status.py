@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -30,8 +31,11 @@ def status(folder: Path, last: int = 10) -> dict[str, Any]:
     place = folder / JOURNAL
     if not place.is_file():
         raise CheckpointError(f"The run in {folder} has no journal", f"Let it learn: homespun learn {folder} SOURCE.")
+    log = place.with_name(f"{place.name}-wal")
+    writable = os.access(place.parent, os.W_OK) or (log.exists() and log.stat().st_size)
+    mode = "mode=ro" if writable else "immutable=1"  # SQLite makes a file beside it to read what others write
     try:
-        with closing(sqlite3.connect(f"{place.absolute().as_uri()}?mode=ro", uri=True, timeout=10)) as base:
+        with closing(sqlite3.connect(f"{place.absolute().as_uri()}?{mode}", uri=True, timeout=10)) as base:
             base.row_factory = sqlite3.Row
             return _story(base, last) | {"run": str(folder), "journal_bytes": place.stat().st_size}
     except sqlite3.Error as error:

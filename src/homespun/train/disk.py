@@ -99,7 +99,7 @@ def claim(folder: Path) -> None:
     except BlockingIOError:
         lock.close()
         raise CheckpointError(
-            f"Another process is training in {folder.parent}", "Wait for its end, or choose another folder with --out."
+            f"Another process is training in {folder.parent}", "Wait for its end, or name another folder."
         ) from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # network folders without locks

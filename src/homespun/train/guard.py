@@ -17,6 +17,7 @@ from torch import Tensor
 from homespun.errors import CheckpointError, TrainingError
 
 ECHO = 0.5  # seconds in which a signal counts as the same one again: `timeout` and launchers send it twice
+ENDING = "finishing this step and saving. Once more quits at once, without saving."
 _WATCHED = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -25,11 +26,12 @@ class SignalGuard:
     than half a second later, ends the process at once.
 
     Handlers are put in place in the main thread only, and not for a signal that the process was started to ignore; what
-    was there before comes back at the end.
+    was there before comes back at the end. `ending`: what is told at the first one.
     """
 
-    def __init__(self, say: Callable[[str], None] | None = None):
+    def __init__(self, say: Callable[[str], None] | None = None, ending: str = ENDING):
         self.signal: int | None = None
+        self._ending = ending
         self._say = say or _say
         self._since = 0.0
         self._former: dict[signal.Signals, Any] = {}
@@ -55,7 +57,7 @@ class SignalGuard:
         if self.signal is None:
             self.signal, self._since = number, time.monotonic()
             name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-            self._say(f"{name}: finishing this step and saving. Once more quits at once, without saving.")
+            self._say(f"{name}: {self._ending}")
         elif time.monotonic() - self._since > ECHO:
             _quit(number)
 
