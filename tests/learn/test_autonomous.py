@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -377,6 +378,16 @@ def test_the_story_of_a_run_is_told_to_who_may_only_read(run: Path, tmp_path: Pa
         assert status(run)["texts"] == {"waiting": 1}
 
     assert ended(fork(read)) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_a_name_that_is_no_text_is_learned_from(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"notes\xff")
+    folder.mkdir()
+    for number, text in enumerate(sums(6)):
+        (folder / os.fsdecode(b"%d\xfe.txt" % number)).write_text(text)
+    assert learn(run, folder).kept == 1 and learn(run, folder).kept == 0
+    assert status(run)["sources"][0]["texts"] == 6
 
 
 def test_a_source_that_fails_is_told(run: Path, tmp_path: Path) -> None:

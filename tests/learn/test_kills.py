@@ -21,6 +21,7 @@ from tests.train.forks import ended, fork, needs_fork
 
 KILLS, EACH = 10, 40
 LONG = 4.0  # seconds of work before a kill, at most
+IDLE = 30.0  # seconds after which there is nothing left to learn
 SETTINGS = ("learn.cycle_tokens=3000", "learn.evaluate_tokens=1024", "learn.tolerance=0.5", "learn.wait=0.5",
             "learn.poll=0.1", "learn.replay=0.3")  # fmt: skip
 
@@ -68,7 +69,8 @@ def test_ten_kills_of_the_command_lose_and_repeat_nothing(run: Path, tmp_path: P
                 [*command, "--watch"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
             begin = time.time()
-            while number % 5 and learner.poll() is None and not (log.exists() and log.stat().st_mtime > begin):
+            at_work = lambda: log.exists() and log.stat().st_mtime > begin  # noqa: B023, E731
+            while number % 5 and learner.poll() is None and not at_work() and time.time() - begin < IDLE:
                 time.sleep(0.01)  # two of ten are killed at their start, the others at work
             time.sleep(draw.uniform(0.0, LONG))
             learner.send_signal(signal.SIGKILL)

@@ -234,6 +234,14 @@ def test_a_query_takes_limited_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Reader(f"sqlite:{tmp_path / 'empty.db'}?{endless}", tmp_path).read()
 
 
+@pytest.mark.skipif(not hasattr(sqlite3.Connection, "setlimit"), reason="needs Python 3.11")
+def test_a_row_of_a_query_has_limited_length(tmp_path: Path) -> None:
+    sqlite3.connect(tmp_path / "empty.db").execute("CREATE TABLE a (b)")
+    query = "select 1, zeroblob(100000000) where 1 > :cursor"
+    with pytest.raises(DataError, match="too big"):
+        Reader(f"sqlite:{tmp_path / 'empty.db'}?{query}", tmp_path).read()
+
+
 def test_a_reader_that_waits_locks_no_writer_out(tmp_path: Path) -> None:
     place = tmp_path / "notes.db"
     base = sqlite3.connect(place, timeout=0)
@@ -279,6 +287,14 @@ def test_standard_input_is_cut_where_it_may_be(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("sys.stdin", Input)
     texts = Reader("-", tmp_path).read()
     assert texts[0] == "a row" and "".join(texts[1:]) == f"{running}\n" and len(texts) == 3
+
+
+def test_a_row_without_bound_of_standard_input_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("homespun.learn.sources.ROW", 1000)
+    monkeypatch.setattr("homespun.learn.files.ROW", 1000)
+    rows = (json.dumps({"text": text}) for text in ("word " * 1000, "good"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(rows).encode())))
+    assert Reader("-", tmp_path).read() == ["good"]
 
 
 def test_the_queue_gives_each_text_once(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from homespun.data.text import ROW
 from homespun.errors import DataError
 from homespun.learn.parts import PART, Cursors, Part
 
@@ -43,6 +44,8 @@ class Database:
         place = f"{self.path.absolute().as_uri()}?mode=ro"
         try:
             with closing(sqlite3.connect(place, uri=True, timeout=PATIENCE)) as base:
+                if hasattr(base, "setlimit"):  # from Python 3.11
+                    base.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, ROW)
                 base.text_factory = lambda data: data.decode("utf-8", "replace")
                 base.set_authorizer(_only_reading)
                 base.set_progress_handler(lambda: time.monotonic() > end, 10_000)

@@ -127,12 +127,12 @@ class Journal:
     def run(self, statement: str, *values: Any) -> int:
         """Carries out a statement; the number of the row it added."""
         with self._lock, self._told():
-            return self._base.execute(statement, values).lastrowid or 0
+            return self._base.execute(statement, [_storable(value) for value in values]).lastrowid or 0
 
     def rows(self, statement: str, *values: Any) -> list[sqlite3.Row]:
         """What a query finds."""
         with self._lock, self._told():
-            return self._base.execute(statement, values).fetchall()
+            return self._base.execute(statement, [_storable(value) for value in values]).fetchall()
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -238,3 +238,8 @@ class Journal:
         """What the journal takes on the disk."""
         places = [self.path, self.path.with_name(self.path.name + "-wal")]
         return sum(place.stat().st_size for place in places if place.exists())
+
+
+def _storable(value: Any) -> Any:
+    """Names of files may hold bytes that are no UTF-8, which SQLite does not take."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

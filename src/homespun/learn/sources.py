@@ -90,11 +90,14 @@ class Input:
 
     def changes(self, cursors: Cursors) -> Iterator[Part]:
         waiting: list[bytes] = []
-        size = 0
+        size, inside = 0, False  # of a row that is too long, and comes in pieces
         for line in _lines(sys.stdin.buffer):
             if line is None:
                 yield Part("", ())
+            elif inside:
+                inside = not line.endswith(b"\n")
             elif line.startswith(b"{"):
+                inside = len(line) >= ROW and not line.endswith(b"\n")
                 texts, problem = texts_of([line], "standard input")
                 yield Part("", texts, None, problem)
             else:
