@@ -13,7 +13,7 @@ import torch
 from homespun.data.corpus import prepare
 from homespun.data.mixture import DataConfig
 from homespun.data.vocabulary import Bytes, Chars
-from homespun.errors import CheckpointError, ConfigError, DataError
+from homespun.errors import CheckpointError, ConfigError, DataError, TrainingError
 from homespun.generate.calibration import Calibration, calibrated, calibration_error
 from homespun.generate.engine import Generator
 from homespun.generate.hybrid import (
@@ -255,6 +255,80 @@ def test_a_decoder_learns_to_listen_and_the_model_stays(source, corpus):
     assert all(torch.equal(a, b) for a, b in zip(weights, source.model.parameters(), strict=True))
 
 
+def test_sizes_without_meaning_are_refused(source):
+    for dim in (0, -1, 1.5, 8193, 10**12):
+        for make in (lambda dim=dim: ThoughtState.from_input("a fox", dim), lambda dim=dim: LatentDecoder(dim, 4),
+                     lambda dim=dim: ThoughtState.from_input("a fox", dim, source),
+                     lambda dim=dim: LatentDecoder(8, dim)):  # fmt: skip
+            with pytest.raises(ConfigError, match="is not possible. Choose a whole number"):
+                make()
+
+
+def test_settings_of_a_thoughts_text_are_kept_or_refused(source):
+    decoder, thought = LatentDecoder(8, 4, source), ThoughtState.from_input("a fox", 8, source)
+    hybrid = Hybrid(Generator(source.model, source.tokenizer), decoder)
+    for write in (decoder.generate, lambda *given, **settings: hybrid.generate("a", *given, **settings)):
+        with pytest.raises(ConfigError, match="beams"):
+            write(thought, beams=2)
+        with pytest.raises(ConfigError, match="does not know"):
+            write(thought, logit_bias={"999": 1.0})
+        assert write(thought, logit_bias={"100": 100.0}, max_tokens=3)[0] == chr(100) * 3
+
+
+def test_a_text_of_a_thought_matches_its_grammar(source):
+    pytest.importorskip("llguidance")
+    decoder, thought = LatentDecoder(8, 4, source), ThoughtState.from_input("a fox", 8, source)
+    hybrid = Hybrid(Generator(source.model, source.tokenizer), decoder)
+    assert decoder.generate(thought, regex="[0-9]{3}")[0].isdecimal()
+    assert hybrid.generate("a", thought, regex="[0-9]{3}", max_tokens=9)[0].isdecimal()
+
+
+def test_a_decoder_learns_of_its_own_model_alone(source, corpus):
+    torch.manual_seed(2)
+    settings = Thinking(steps=1, rows=2, span=8)
+    other = SimpleNamespace(model=Decoder(source.model.config).eval(), tokenizer=source.tokenizer)
+    with pytest.raises(ConfigError, match="from another model"):
+        learn_thoughts(LatentDecoder(8, 4, other), source, corpus, settings)
+    letters = SimpleNamespace(model=source.model, tokenizer=Chars().build(["abc"], 3)[0])
+    with pytest.raises(ConfigError, match="two vocabularies"):
+        learn_thoughts(LatentDecoder(8, 4, letters), source, corpus, settings)
+    with pytest.raises(DataError, match="no text of its own"):
+        learn_thoughts(LatentDecoder(8, 4, source), source, None, settings)
+    new = LatentDecoder(8, 4)
+    learn_thoughts(new, source, corpus, settings)
+    with pytest.raises(ConfigError, match="another model"):
+        new.generate(ThoughtState.from_input("a", 8, other))
+
+
+def test_no_decoder_learns_what_is_no_number(source, corpus):
+    decoder = LatentDecoder(8, 4, source)
+    with torch.no_grad():
+        decoder.network.codebook[0, 0] = torch.nan
+    before = {name: tensor.clone() for name, tensor in decoder.network.named_parameters()}
+    with pytest.raises(TrainingError, match="no number"):
+        learn_thoughts(decoder, source, corpus, Thinking(steps=5, rows=2, span=8))
+    assert all(torch.equal(before[name].nan_to_num(), tensor.nan_to_num())
+               for name, tensor in decoder.network.named_parameters())  # fmt: skip
+    assert not decoder.network.training
+
+
+def test_spans_fit_into_a_short_context_and_of_many_pairs_some_are_read(corpus, monkeypatch):
+    from homespun.model.positions import LearnedPositions
+
+    torch.manual_seed(0)
+    shape = small("gqa", "swiglu", "rms", "rotary").model_copy(
+        update={"vocab": 260, "context": 24, "positions": LearnedPositions()}
+    )
+    short = SimpleNamespace(model=Decoder(shape).eval(), tokenizer=Bytes().build([], 0)[0])
+    decoder, read, inside = LatentDecoder(8, 4, short), [], PrefixedDecoder.losses
+    monkeypatch.setattr(
+        PrefixedDecoder, "losses", lambda self, *given: read.append(given[1].shape) or inside(self, *given)
+    )
+    pairs = [(f"question {number}", f"answer {number}") for number in range(300)]
+    learn_thoughts(decoder, short, corpus, Thinking(steps=3, rows=4, span=64), pairs)
+    assert len(read) == 6 and all(rows == 4 and tokens <= 16 for rows, tokens in read)
+
+
 # -- two models, one text ----------------------------------------------------------------------------------------------
 
 
@@ -349,6 +423,10 @@ def test_a_weight_is_fitted_on_texts_behind_their_prompts(source):
     assert hybrid.weight == gate and isinstance(hybrid.generate("It is", texts[0][1], max_tokens=4, seed=1)[0], str)
     with pytest.raises(ConfigError, match="no text"):
         hybrid.fit([])
+    with pytest.raises(ConfigError, match="2 texts have 1 prompts"):
+        hybrid.fit(texts, prompts=["It is"])
+    with pytest.raises(ConfigError, match="cannot be fitted"):
+        Hybrid(generator, decoder, mode="product").fit(texts)
     with pytest.raises(ConfigError, match="of a mixture"):
         Hybrid(generator, decoder, Gate(0.0, 0.0, 0.0), "product")
 

@@ -18,8 +18,9 @@ from homespun import config
 from homespun.errors import ConfigError
 from homespun.generate.batch import window_start
 from homespun.generate.engine import Generator, Prompt, seeded
+from homespun.generate.row import choose
 from homespun.generate.sampling import Sampling
-from homespun.generate.thought import LatentDecoder, ThoughtState, choose
+from homespun.generate.thought import LatentDecoder, ThoughtState
 from homespun.model.cache import LayerCache
 
 Mode = Literal["mixture", "product", "guidance"]
@@ -165,8 +166,13 @@ class Hybrid:
     ) -> float | Gate:
         """Sets the weight of a mixture to the one, or the gate, under which these texts are likeliest; returns it.
 
-        `prompts`: what stands before each text, for the model alone. Raises `ConfigError` without any text.
+        `prompts`: what stands before each text, for the model alone. Raises `ConfigError` without any text, for another
+        number of prompts, and for another mode.
         """
+        if self.mode != "mixture":
+            raise ConfigError(f"The weight of mode {self.mode!r} cannot be fitted", "Choose it, or fit a mixture.")
+        if prompts is not None and len(prompts) != len(texts):
+            raise ConfigError(f"{len(texts)} texts have {len(prompts)} prompts", "Give one for each.")
         known = self._known(texts, prompts if prompts is not None else [""] * len(texts))
         if not len(known):
             raise ConfigError("There is no text to fit the weight on", "Give texts with their thoughts.")

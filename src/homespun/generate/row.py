@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence, Set
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from homespun.data.tokenizer import Tokenizer
 from homespun.errors import CheckpointError
 from homespun.generate.records import Alternative, Token
-from homespun.generate.sampling import Sampling
+from homespun.generate.sampling import Sampling, draws, sample
 from homespun.generate.stops import StopGate
 
 
@@ -108,3 +109,15 @@ class Row:
 
     def _alternative(self, token: int, log_probability: float) -> Alternative:
         return Alternative(token, self._tokenizer.decode([token], special=True), log_probability)
+
+
+def choose(logits: Tensor, row: Row) -> int:
+    """The next id, from logits (V,), by the row's settings, draw and constraint."""
+    if row.constraint is not None:
+        logits = logits.masked_fill(~row.constraint.allowed(), -math.inf)
+    uniforms = None
+    if row.sampling.temperature:
+        uniforms = draws(np.array([row.seed], dtype=np.uint64), np.array([len(row.ids)], dtype=np.uint64))
+    seen = row.seen[None] if row.seen is not None else None
+    counts = row.counts[None] if row.counts is not None else None
+    return int(sample(logits[None], row.sampling, uniforms, seen, counts))

@@ -27,8 +27,9 @@ from homespun.errors import CheckpointError, ConfigError, DataError
 from homespun.generate.batch import window_start
 from homespun.generate.calibration import Calibration, calibrated, calibration_error
 from homespun.generate.embedder import Embedder
-from homespun.generate.row import Row
-from homespun.generate.sampling import Sampling, draws, sample
+from homespun.generate.engine import Generator
+from homespun.generate.row import choose
+from homespun.generate.sampling import Sampling
 from homespun.model.attention import GroupedAttention
 from homespun.model.cache import LayerCache
 from homespun.model.cost import cost
@@ -38,6 +39,9 @@ from homespun.train.tensors import load_tensors, save_tensors
 
 WORDS = "words"
 """What made a thought that no model made: the pieces of its words."""
+
+LARGEST = 8192
+"""Numbers of a thought, or patterns, at most: the turn to more would take half an hour and gigabytes."""
 
 
 class Source(Protocol):
@@ -108,6 +112,7 @@ class ThoughtState:
 
 def thoughts(texts: Sequence[str], dim: int, source: Source) -> list[ThoughtState]:
     """`ThoughtState.from_input` of many texts."""
+    _possible(dim=dim)
     vectors = torch.from_numpy(Embedder(source.model, source.tokenizer).embed(texts))
     made = vectors if vectors.size(1) == dim else vectors @ turn(vectors.size(1), dim)
     name, counts = fingerprint(source.model), map(len, source.tokenizer.encode_batch(texts))
@@ -127,7 +132,14 @@ def _long(vector: Tensor) -> Tensor:
     return vector.float() / vector.float().norm() * math.sqrt(vector.numel())
 
 
+def _possible(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or not 1 <= size <= LARGEST:
+            raise ConfigError(f"{name} = {size!r} is not possible", f"Choose a whole number from 1 to {LARGEST:,}.")
+
+
 def _of_words(text: str, dim: int) -> ThoughtState:
+    _possible(dim=dim)
     words = text.lower().split()
     if not words:
         raise DataError("There are no words in the text", "Give some.")
@@ -161,14 +173,13 @@ class LatentDecoder:
         self.network.decoder.load_state_dict(own)
 
     def _build(self, dim: int, patterns: int, tokenizer: Tokenizer, shape: ModelConfig, made_by: str = "") -> None:
+        _possible(dim=dim, patterns=patterns)
         if shape.context <= 2 * PREFIX:
             raise ConfigError(f"A context of {shape.context} leaves no room for a thought", "Use a longer one.")
         self.dim, self.tokenizer, self.made_by = dim, tokenizer, made_by
         self.network = PrefixedDecoder(dim, patterns, shape).eval()
-        bias = torch.full((shape.vocab or 0,), -math.inf)
-        bias[: tokenizer.vocab_size][torch.from_numpy(tokenizer.token_bytes() > 0)] = 0.0
-        bias[tokenizer.end] = 0.0
-        self.bias = bias
+        self._writing = Generator(self.network.decoder, tokenizer)
+        self.bias = self._writing.bias
         self.calibration: Calibration | None = None
 
     def generate(self, thought: ThoughtState, sampling: Sampling | None = None, **settings: Any) -> tuple[str, float]:
@@ -180,6 +191,8 @@ class LatentDecoder:
         """
         chosen = sampling or Sampling(max_tokens=64, temperature=0.0)
         chosen = config.parse(Sampling, config.to_dict(chosen) | settings, "the sampling settings")
+        if chosen.beams > 1:
+            raise ConfigError("A thought is not said with beams", "Leave out beams.")
         chosen = chosen if chosen.seed is not None else chosen.model_copy(update={"seed": 0})
         text, mean = self._write(thought, chosen)
         return text, math.exp(mean) if self.calibration is None else self.calibration(mean)
@@ -208,7 +221,7 @@ class LatentDecoder:
     def _write(self, thought: ThoughtState, chosen: Sampling) -> tuple[str, float]:
         """The text, and the mean log-probability of its tokens."""
         reader = self.reader(thought)
-        row = Row(0, [self.tokenizer.end], chosen, self.tokenizer, self.bias.numel())
+        row = self._writing.row([self.tokenizer.end], chosen)
         pieces, told = [], []
         while not row.done:
             logits = reader.logits(row.ids[1:]) + self.bias
@@ -227,6 +240,15 @@ class LatentDecoder:
         """What comes next, token by token, where this thought is said."""
         self.check(thought)
         return ThoughtReader(self.network, thought.vector)
+
+    def bind(self, source: Source) -> None:
+        """From here on it is for the thoughts of `source` alone. Raises `ConfigError` where it is for others."""
+        if self.tokenizer.identity != source.tokenizer.identity:
+            raise ConfigError("The decoder and the model have two vocabularies", "Make the decoder from this run.")
+        name = fingerprint(source.model)
+        if self.made_by not in ("", name):
+            raise ConfigError("The decoder was made from another model than this", "Make it from the same run.")
+        self.made_by = name
 
     def check(self, thought: ThoughtState) -> None:
         """Raises `ConfigError` for a thought that is not for this decoder."""
@@ -296,16 +318,6 @@ class ThoughtReader:
         hidden = network.hidden(tokens, None if onwards else self.prefix, self._cache)
         self._read = window
         return network.decoder.logits(hidden[:, -1])[0].float().cpu()
-
-
-def choose(logits: Tensor, row: Row) -> int:
-    """The next id, from logits (V,), by the row's settings and draw."""
-    uniforms = None
-    if row.sampling.temperature:
-        uniforms = draws(np.array([row.seed], dtype=np.uint64), np.array([len(row.ids)], dtype=np.uint64))
-    seen = row.seen[None] if row.seen is not None else None
-    counts = row.counts[None] if row.counts is not None else None
-    return int(sample(logits[None], row.sampling, uniforms, seen, counts))
 
 
 def small(vocab: int) -> ModelConfig:

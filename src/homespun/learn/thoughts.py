@@ -20,7 +20,7 @@ from homespun.config import Config, Count
 from homespun.data.batches import IGNORED
 from homespun.data.material import Material, Side
 from homespun.data.tokenizer import Tokenizer
-from homespun.errors import DataError
+from homespun.errors import DataError, TrainingError
 from homespun.model.decoder import Decoder
 from homespun.model.prefixed import PrefixedDecoder, turn
 from homespun.optim import clip_gradients
@@ -48,6 +48,8 @@ class Latent(Protocol):
 
     network: PrefixedDecoder
     dim: int
+
+    def bind(self, source: Source) -> None: ...
 
 
 class Source(Protocol):
@@ -78,7 +80,7 @@ class Spans:
 def learn_thoughts(
     decoder: Latent,
     source: Source,
-    material: Material,
+    material: Material | None,
     settings: Thinking | None = None,
     pairs: Sequence[tuple[str, str]] = (),
     say: Callable[[int, float], None] = lambda step, loss: None,
@@ -86,40 +88,54 @@ def learn_thoughts(
     """Trains `decoder` on thoughts of `source` over its own text; returns the last loss, nats per token.
 
     `pairs`: questions whose thoughts lead to their answers. `say` hears of the step and the loss, every 50 steps.
+    Raises `ConfigError` for the decoder of another model, and `TrainingError` where numbers are no longer finite.
     """
+    if material is None:
+        raise DataError("The run names no text of its own to think of", "Use a run that was trained on text.")
+    decoder.bind(source)
     settings = settings or Thinking()
     random = np.random.default_rng(settings.seed)
     torch_random = torch.Generator().manual_seed(settings.seed)
     network, end = decoder.network, source.tokenizer.end
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     asked = _pairs(pairs, source, decoder.dim, network.context)
+    longest = min(settings.span, network.context)
     if not network.mean.any():
-        many = [draw(material.train, 256, settings.span, end, random) for _ in range(8)]
-        network.fit(torch.cat([vectors_of(source.model, spans, decoder.dim) for spans in many]))
+        many = [draw(material.train, 256, longest, end, random) for _ in range(8)]
+        known = torch.cat([vectors_of(source.model, spans, decoder.dim) for spans in many])
+        _refuse_not_finite(known.sum())
+        network.fit(known)
     network.train()
     begin, mean = time.monotonic(), math.nan
-    for step in range(settings.steps):
-        spent = max((time.monotonic() - begin) / (60 * settings.minutes), step / settings.steps)
-        if spent >= 1:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * min(1, (step + 1) / 20) * min(1, 2 * (1 - spent) + 0.02)
-        spans = draw(material.train, settings.rows, settings.span, end, random)
-        vectors = vectors_of(source.model, spans, decoder.dim)
-        loss = _loss(network, spans, vectors, end, settings, torch_random)
-        total = loss
-        if asked is not None:
-            total = total + _loss(network, *asked, end, settings, torch_random)
-        total.backward()
-        clip_gradients(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        last = float(loss.detach())
-        mean = last if math.isnan(mean) else 0.95 * mean + 0.05 * last
-        if step % 50 == 49:
-            say(step + 1, mean)
-    network.eval()
+    try:
+        for step in range(settings.steps):
+            spent = max((time.monotonic() - begin) / (60 * settings.minutes), step / settings.steps)
+            if spent >= 1:
+                break
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * min(1, (step + 1) / 20) * min(1, 2 * (1 - spent) + 0.02)
+            spans = draw(material.train, settings.rows, longest, end, random)
+            vectors = vectors_of(source.model, spans, decoder.dim)
+            loss = _loss(network, spans, vectors, end, settings, torch_random)
+            total = loss
+            if asked is not None:
+                total = total + _loss(network, *_some(*asked, settings.rows, random), end, settings, torch_random)
+            total.backward()
+            _refuse_not_finite(clip_gradients(network.parameters(), 1.0) + total.detach())
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            last = float(loss.detach())
+            mean = last if math.isnan(mean) else 0.95 * mean + 0.05 * last
+            if step % 50 == 49:
+                say(step + 1, mean)
+    finally:
+        network.eval()
     return mean
+
+
+def _refuse_not_finite(number: Tensor) -> None:
+    if not math.isfinite(number):
+        raise TrainingError("What is learnt is no number any more", "Lower the learning rate, or take a sound model.")
 
 
 def draw(side: Side, rows: int, longest: int, end: int, random: np.random.Generator) -> Spans:
@@ -174,7 +190,17 @@ def _pairs(pairs: Sequence[tuple[str, str]], source: Source, dim: int, context: 
     )
     if not all(map(len, [*questions, *answers])):
         raise DataError("A question or an answer is empty", "Give both.")
-    return _padded(answers), vectors_of(source.model, _padded(questions), dim)
+    groups = [_padded(questions[at : at + 256]) for at in range(0, len(questions), 256)]
+    return _padded(answers), torch.cat([vectors_of(source.model, group, dim) for group in groups])
+
+
+def _some(answers: Spans, vectors: Tensor, rows: int, random: np.random.Generator) -> tuple[Spans, Tensor]:
+    """All pairs, or `rows` of many."""
+    if len(vectors) <= rows:
+        return answers, vectors
+    chosen = torch.from_numpy(random.choice(len(vectors), rows, replace=False))
+    lengths = answers.lengths[chosen]
+    return Spans(answers.tokens[chosen, : int(lengths.max())], lengths), vectors[chosen]
 
 
 def _padded(rows: Sequence[np.ndarray]) -> Spans:
