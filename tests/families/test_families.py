@@ -1,6 +1,7 @@
 """Each family is what its document says: sizes, defaults, and the document's own examples."""
 
 import asyncio
+import dataclasses
 import math
 
 import pytest
@@ -176,6 +177,16 @@ def test_alen_examples_run():
     assert stats.parameters == sum(p.numel() for p in model.decoder.parameters())
 
 
+def test_alen_says_what_it_cannot_do():
+    small = dataclasses.replace(LargeModelConfig.micro(), vocab_size=260)
+    model = LargeLanguageModel(small)
+    for settings in ((5, -1.0), (0, 0.8)):
+        with pytest.raises(ConfigError, match="not possible"):
+            model.generate("a", *settings)
+    with pytest.raises(ConfigError, match="256 bytes"):
+        LargeLanguageModel(dataclasses.replace(small, vocab_size=259))
+
+
 def test_alen_sizes_follow_the_table():
     table = {  # of the document: width, heads, layers, d_ff
         ModelSize.Micro: (64, 2, 2, 128),
@@ -224,7 +235,9 @@ def test_kenga_learns_from_batches_one_after_the_other():
 def test_kenga_takes_lists_and_refuses_what_is_no_batch():
     trainer = AutonomousTrainer(small_kenga())
     assert asyncio.run(trainer.train_step([[1, 2, 3], [4, 5, 6]])) > 0
-    for wrong in ([[1]], [1, 2, 3], [[1, 64]], [[-1, 2]], torch.rand(2, 3)):
+    nothing, flags = torch.zeros(0, 4, dtype=torch.long), torch.ones(2, 4, dtype=torch.bool)
+    odd = ([[1, 2], [3]], [[0.5, 1.5]], [[10**30, 1]], [["a", "b"]], "text", None, [], nothing, flags)
+    for wrong in ([[1]], [1, 2, 3], [[1, 64]], [[-1, 2]], torch.rand(2, 3), *odd):
         with pytest.raises(DataError):
             asyncio.run(trainer.train_step(wrong))
     with pytest.raises(ConfigError, match="16"):

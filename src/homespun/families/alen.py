@@ -9,9 +9,11 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from homespun.config import parse
 from homespun.data.conversation import encode, render
 from homespun.data.tokenizer import Tokenizer
 from homespun.data.vocabulary import Bpe, Bytes
+from homespun.errors import ConfigError
 from homespun.generate.engine import Generator
 from homespun.generate.sampling import Sampling
 from homespun.generate.thought import LatentDecoder, ThoughtState
@@ -163,12 +165,18 @@ class LargeLanguageModel:
     """
 
     def __init__(self, config: LargeModelConfig):
+        tokenizer = Bytes().build([], 0)[0]
+        if config.vocab_size < tokenizer.vocab_size:
+            raise ConfigError(
+                f"vocab_size = {config.vocab_size} does not hold the 256 bytes and 4 special tokens",
+                f"Choose {tokenizer.vocab_size} or more.",
+            )
         self.config = config
         self.decoder = Decoder(config.model(config.vocab_size))
         self.decoder.checkpoint_activations = config.gradient_checkpointing
         learning_rate, _ = _RATES[config.size]
         settings = Teaching(learning_rate=learning_rate)
-        self._teacher = Teacher(self.decoder, Bytes().build([], 0)[0], settings=settings, grows=True)
+        self._teacher = Teacher(self.decoder, tokenizer, settings=settings, grows=True)
 
     @classmethod
     def with_size(cls, size: ModelSize) -> LargeLanguageModel:
@@ -208,9 +216,9 @@ class LargeLanguageModel:
         return Generator(self.decoder, self.tokenizer).generate(prompt, Sampling(max_tokens=max_tokens, temperature=0))
 
     def generate(self, prompt: str, max_tokens: int = 50, temperature: float = 0.8) -> str:
-        """A continuation of `prompt`."""
-        generator = Generator(self.decoder, self.tokenizer)
-        return generator.generate(prompt, Sampling(max_tokens=max_tokens, temperature=temperature))
+        """A continuation of `prompt`. Raises `ConfigError` for a temperature below 0 and for no tokens."""
+        chosen = parse(Sampling, {"max_tokens": max_tokens, "temperature": temperature}, "the sampling settings")
+        return Generator(self.decoder, self.tokenizer).generate(prompt, chosen)
 
     def stats(self) -> Stats:
         """Sizes of model and vocabulary."""

@@ -67,9 +67,15 @@ class OnlineTrainer:
 
 def ids_of(rows: Tensor | Sequence[Sequence[int]]) -> Tensor:
     """Rows of ids as a tensor (B, T). Raises `DataError` for what is none."""
-    ids = rows if isinstance(rows, Tensor) else torch.tensor(rows, dtype=torch.int64)
-    if ids.dim() != 2 or ids.size(1) < 2 or ids.is_floating_point():
-        raise DataError(f"A batch has the form {tuple(ids.shape)}", "Give rows of 2 or more token ids: (rows, tokens).")
+    hint = "Give rows of 2 or more token ids, of one length: (rows, tokens)."
+    try:
+        ids = rows if isinstance(rows, Tensor) else torch.tensor([list(row) for row in rows])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"A batch is not rows of token ids: {error}", hint) from None
+    if ids.dim() != 2 or ids.size(1) < 2 or not len(ids):
+        raise DataError(f"A batch has the form {tuple(ids.shape)}", hint)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise DataError(f"A batch holds {str(ids.dtype).removeprefix('torch.')}, which are no token ids", hint)
     return ids.long()
 
 
