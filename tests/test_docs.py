@@ -80,8 +80,8 @@ def test_every_documented_key_is_a_setting() -> None:
 
 def test_every_key_of_the_joint_objective_is_documented() -> None:
     keys = set(re.findall(r"^\| `([a-z]+(?:\.\w+)+)` \|", TEXTS["docs/embeddings.md"], re.MULTILINE))
-    plain = override(recipe("house-tiny"), ["model.embedding={}"])
-    joint = to_dict(override(plain, ["objective.kind=joint"]))
+    plain = recipe("house-tiny")
+    joint = to_dict(override(plain, ["objective.kind=joint", "model.embedding={}"]))
     own = {f"objective.{name}" for name in joint["objective"].keys() - to_dict(plain)["objective"].keys()}
     assert keys == own | {f"model.embedding.{name}" for name in joint["model"]["embedding"]}
 

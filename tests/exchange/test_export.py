@@ -28,6 +28,7 @@ from homespun.model.decoder import Decoder, ModelConfig
 from homespun.model.feedforward import Experts, SigmoidRouter, SwiGLU
 from homespun.model.norms import LayerNorm, RMSNorm
 from homespun.model.positions import LearnedPositions
+from homespun.objectives import Joint, NextToken
 from homespun.train.recipe import Recipe
 from tests.exchange.models import load
 from tests.kinds import KINDS, TOKENS, build, small
@@ -47,7 +48,9 @@ class Made:
 
 
 def made(folder: Path, model: Decoder, tokenizer: Tokenizer | None = None) -> Made:
-    return Made(folder, Recipe(model=model.config), model, tokenizer or Bytes().build([], 0)[0])
+    objective = Joint() if model.config.embedding else NextToken()
+    recipe = Recipe(model=model.config, objective=objective)
+    return Made(folder, recipe, model, tokenizer or Bytes().build([], 0)[0])
 
 
 @pytest.mark.parametrize("kinds", KINDS, ids="-".join)

@@ -25,7 +25,8 @@ from tests.train.house import RECIPE, assert_equal, trainer
 
 END = 0
 MODEL = override(Recipe(), ["model.vocab=64", "model.width=32", "model.layers=2", "model.context=16",
-                            "model.attention.heads=2", "model.embedding={size: 8}"]).model  # fmt: skip
+                            "model.attention.heads=2", "model.embedding={size: 8}",
+                            "objective.kind=joint"]).model  # fmt: skip
 
 
 @dataclass
@@ -340,6 +341,17 @@ def test_a_collapse_is_said_once(tmp_path, monkeypatch):
     run = trainer(tmp_path, "objective.kind=joint", "model.embedding={size: 8}", "train.steps=3")
     run.fit()
     assert [row["step"] for row in read(tmp_path) if "collapsed" in row.get("advice", "")] == [1]
+
+
+def test_a_head_that_nothing_trains_is_no_part_of_a_run():
+    with pytest.raises(ConfigError, match="trained by objective.kind=joint alone"):
+        override(Recipe(), ["model.embedding={size: 8}"])
+    assert Joint(weight=0.0).completed(MODEL.model_copy(update={"embedding": Embedding()})).embedding is None
+
+
+def test_batches_without_pairs_are_told():
+    said = Joint().alarm({"contrastive": 0.0, "spread": None})
+    assert said is not None and "no two documents" in said and Joint().alarm({"contrastive": 1.0}) is None
 
 
 def read(folder):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+import signal
 import sqlite3
 import threading
 from pathlib import Path
@@ -156,7 +158,7 @@ def test_a_name_that_is_no_text_can_be_indexed(tmp_path: Path) -> None:
         Path(os.fsdecode(os.fsencode(tmp_path / "notes") + b"/w\xffhale.txt")).write_text("A whale.\n")
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    assert cited(Index.build(tmp_path / "notes", tmp_path / "i"), "whale") == ["w\ufffdhale.txt:1"]
+    assert cited(Index.build(tmp_path / "notes", tmp_path / "i"), "whale") == ["w\\xffhale.txt:1"]
 
 
 def test_a_failure_leaves_the_old_index(notes: Path, tmp_path: Path) -> None:
@@ -270,3 +272,40 @@ def test_text_is_needed(tmp_path: Path) -> None:
 
 def test_the_index_is_a_public_name() -> None:
     assert hs.Index is Index
+
+
+def test_what_cannot_be_written_is_no_damage(notes: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="i cannot be written: No such file"):
+        build([notes], tmp_path / "nowhere" / "i")
+    build([notes], tmp_path / "i")
+    before = (tmp_path / "i").read_bytes()
+    (notes / "long.txt").write_text("word " * 200_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(DataError, match="i cannot be written"):
+            build([notes], tmp_path / "i")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (tmp_path / "i").read_bytes() == before and not list(tmp_path.glob(".tmp*"))
+
+
+def test_old_leftovers_of_a_killed_process_go(notes: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / ".tmp-i-12345678", tmp_path / ".tmp-i-87654321"
+    for each in (old, new):
+        each.write_text("half")
+    os.utime(old, (1, 1))
+    build([notes], tmp_path / "i")
+    assert not old.exists() and new.exists()
+
+
+def test_names_that_are_no_text_stay_apart(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path / "odd")
+    os.mkdir(folder)
+    for name, word in ((b"\xff.txt", "fox"), (b"\xfe.txt", "whale"), (b"two\nlines.txt", "kettle")):
+        Path(os.fsdecode(os.path.join(folder, name))).write_text(f"The {word} is here.")
+    index = Index.build(tmp_path / "odd", tmp_path / "i")
+    assert cited(index, "fox") == ["\\xff.txt:1"] and cited(index, "whale") == ["\\xfe.txt:1"]
+    assert cited(index, "kettle") == ["two lines.txt:1"]

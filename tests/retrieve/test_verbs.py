@@ -50,7 +50,7 @@ def test_generate_reads_passages_and_tells_their_sources(
 ) -> None:
     index, more = tmp_path / "notes.index", ("--max-tokens", 8, "--seed", 1)
     code, out, _ = call(capsys, "index", notes, "--out", index, "--run", run)
-    assert code == 0 and out.startswith("4 passages of 3 sources, found by words, and by meaning")
+    assert code == 0 and "Passages: 4, found by words, and by meaning" in out and "Sources: 3." in out
     asked = ("generate", run, "-p", ASKED, *more)
     code, out, err = call(capsys, *asked, "--retrieve", index, "--passages", 1)
     assert code == 0 and re.search(r"^\[1\] \S+:1 \(score 0\.\d{4}\)$", err, re.MULTILINE) and "[2]" not in err

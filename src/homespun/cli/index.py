@@ -45,5 +45,5 @@ def index(
         show.as_json(vars(built))
         return
     by = f"by words, and by meaning as {run} has it" if run is not None else "by words"
-    typer.echo(f"{built.passages:,} passages of {built.sources:,} sources, found {by}: {out}")
+    typer.echo(f"{out} is made. Passages: {built.passages:,}, found {by}. Sources: {built.sources:,}.")
     typer.echo(f"Sources read: {built.changed:,}; gone: {built.removed:,}.")

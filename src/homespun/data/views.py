@@ -69,7 +69,7 @@ class PairedBatches:
     ):
         if batch_rows < 4 or batch_rows % (2 * world):
             raise ConfigError(
-                f"A batch of {batch_rows} rows does not make pairs for {world} processes",
+                f"The {batch_rows} rows of a batch do not make pairs for each process ({world})",
                 f"Make train.batch_tokens a multiple of {2 * world} x {context} tokens, and at least {4 * context}.",
             )
         self.rows, self.places = Windows(split, context, seed), Windows(split, 2 * context, seed)

@@ -53,10 +53,8 @@ class Joint(CrossEntropy):
             )
 
     def completed(self, model: ModelConfig) -> ModelConfig:
-        """The model with an embedding head, where it has none."""
-        if model.embedding is not None or not self.weight:
-            return model
-        return model.model_copy(update={"embedding": Embedding()})
+        """The model with an embedding head; without a weight nothing would train one."""
+        return model.model_copy(update={"embedding": (model.embedding or Embedding()) if self.weight else None})
 
     def batches(self, corpus: Material, context: int, rows: int, seed: int, rank: int, world: int) -> Steps:
         """Pairs of views; without a weight the batches of `next_token`."""
@@ -77,6 +75,11 @@ class Joint(CrossEntropy):
 
     def alarm(self, row: Mapping[str, Any]) -> str | None:
         """What a row of metrics gives cause to say."""
+        if row.get("contrastive") == 0.0:
+            return (
+                "A batch held no two documents that are long enough for two views each, so that there was nothing to "
+                "tell apart. If that is so at every step, more documents or a smaller objective.shortest will help."
+            )
         spread = row.get("spread")
         if spread is None or not spread < COLLAPSED:
             return None

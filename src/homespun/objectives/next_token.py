@@ -12,6 +12,7 @@ from torch import Tensor
 
 from homespun.config import Config, Count
 from homespun.data.material import Material, Steps
+from homespun.errors import ConfigError
 from homespun.model.auxiliary import Auxiliary
 from homespun.model.decoder import Decoder, ModelConfig
 from homespun.objectives.contrastive import Gather, alone
@@ -61,7 +62,12 @@ class NextToken(CrossEntropy):
     kind: Literal["next_token"] = "next_token"
 
     def check(self, model: ModelConfig) -> None:
-        """Every model can learn it."""
+        """Raises `ConfigError` for a part of the model that it would leave untrained."""
+        if model.embedding is not None:
+            raise ConfigError(
+                "model.embedding is trained by objective.kind=joint alone",
+                "Set that, or model.embedding=null: a text is then the mean of its hidden states.",
+            )
 
     def completed(self, model: ModelConfig) -> ModelConfig:
         """The model with the parts that this objective needs: none beside its own."""

@@ -6,6 +6,7 @@ import glob
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from homespun.retrieve.index import FORMAT, SCHEMA, VECTOR, about, opened, told
 from homespun.retrieve.passages import passages_of
 from homespun.retrieve.protocol import Meaning
 from homespun.retrieve.trust import PASSAGES, trusted
-from homespun.train.disk import flush, temporary
+from homespun.train.disk import TEMPORARY, flush, temporary
 
 PART = 256  # passages that get their vectors at a time
 
@@ -70,7 +71,7 @@ def named_sources(places: Sequence[str | Path | File], say: Callable[[str], None
             name = source.name
             if isinstance(source, File) and _in_folder(place):
                 name = Path(os.path.relpath(source.path.absolute(), top)).as_posix()
-            found[os.fsencode(name).decode("utf-8", "replace")] = source
+            found[os.fsencode(name).decode("utf-8", "backslashreplace")] = source
     return found
 
 
@@ -157,9 +158,12 @@ def _renewed(out: Path) -> Iterator[sqlite3.Connection]:
         opened(out).close()  # nothing else is ever replaced
     unfinished = temporary(out)
     try:
+        _remove_leftovers(out)
         if out.exists():
             shutil.copyfile(out, unfinished)
-        with told(unfinished), closing(sqlite3.connect(unfinished)) as base:
+        else:
+            unfinished.touch(exist_ok=False)
+        with told(out), _writing(out), closing(sqlite3.connect(unfinished)) as base:
             base.execute("PRAGMA journal_mode = OFF")
             base.execute("PRAGMA synchronous = OFF")
             if not out.exists():
@@ -172,6 +176,26 @@ def _renewed(out: Path) -> Iterator[sqlite3.Connection]:
         os.replace(unfinished, out)
         flush(out.parent)
     except OSError as error:
-        raise DataError(f"{out} cannot be written: {error.strerror}", "Name a file in a folder with room.") from None
+        raise _unwritten(out, str(error.strerror)) from None
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Removes what a killed process left a day or more ago."""
+    for path in out.parent.glob(f"{TEMPORARY}{glob.escape(out.name)}-*"):
+        if path.stat().st_mtime < time.time() - 86_400:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Turns what SQLite says of a full disk into a `DataError`; what it says of a damaged file is left to `told`."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise _unwritten(out, str(error)) from None
+
+
+def _unwritten(out: Path, why: str) -> DataError:
+    return DataError(f"{out} cannot be written: {why}", "Name a file in a folder with room.")

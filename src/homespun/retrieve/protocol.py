@@ -41,8 +41,8 @@ class Passage:
 
     @property
     def cited(self) -> str:
-        """`notes/whales.md:12`."""
-        return f"{self.source}:{self.place}"
+        """`notes/whales.md:12`, on one line."""
+        return " ".join(f"{self.source}:{self.place}".split())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -81,6 +81,8 @@ def open_retriever(place: str, meaning: Meaning | None = None) -> Retriever:
 
     Raises `ConfigError` for a kind that nobody brings or that cannot be imported, and what the kind raises.
     """
+    if not place.strip():
+        raise ConfigError("No index is named", "Make one: homespun index DATA --out INDEX")
     match = None if Path(place).exists() else _KIND.fullmatch(place)
     kind, spec = match.groups() if match else (INDEX.name, place)
     known = {entry.name: entry for entry in entry_points(group=GROUP)} | {INDEX.name: INDEX}
