@@ -274,6 +274,17 @@ def test_the_meter_counts_the_bytes_on_disk(tmp_path: Path) -> None:
     assert meter.done == len(data)
 
 
+@pytest.mark.skipif(not hasattr(os, "symlink") or sys.platform == "win32", reason="links need rights there")
+def test_a_link_to_nothing_does_not_exist(tmp_path: Path) -> None:
+    (tmp_path / "itself.txt").symlink_to("itself.txt")
+    (tmp_path / "gone.txt").symlink_to("absent.txt")
+    for name in ("itself.txt", "gone.txt", "*.txt"):
+        with pytest.raises(DataError, match="does not exist"):
+            resolve([str(tmp_path / name)])
+    (tmp_path / "good.txt").write_text("text")
+    assert len(resolve([str(tmp_path / "*.txt")])) == 1
+
+
 def test_a_giant_line_need_little_memory(tmp_path: Path) -> None:
     import tracemalloc
 

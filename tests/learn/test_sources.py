@@ -328,6 +328,14 @@ def test_feeds_and_pages_give_their_text(tmp_path: Path) -> None:
         texts_of(b'<!DOCTYPE x [<!ENTITY a "b">]><rss></rss>', "bomb")
 
 
+def test_an_entry_is_never_inside_another() -> None:
+    inside = "<item><title>in</title>"  # a text for each of these once took a time squared
+    feed = f"<rss><channel><item><title>out</title>{inside * 50_000}{'</item>' * 50_000}</item></channel></rss>"
+    assert texts_of(feed.encode(), "feed") == ["out"]
+    assert texts_of(b"<feed xmlns='http://www.w3.org/2005/Atom'><entry><title>an entry</title></entry></feed>", "f")
+    assert texts_of(b"<rdf:RDF xmlns:rdf='r'><channel/><item><title>an item</title></item></rdf:RDF>", "f")
+
+
 def test_an_open_page_costs_no_more_than_its_length() -> None:
     for page in ("<script>" * 100_000, "<!--" * 200_000, "<" * 800_000):  # each once took a time squared
         assert not "".join(texts_of(b"<html>" + page.encode(), "page")).replace("<", "").strip()

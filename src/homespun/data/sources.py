@@ -203,7 +203,7 @@ def _files(name: str, say: Callable[[str], None]) -> list[Source]:
         return [File(path, name)]
     if path.exists():
         raise DataError(f"{name!r} is neither a file nor a folder", KNOWN)
-    if matches := sorted(Path(match) for match in glob.glob(str(path), recursive=True)):
+    if matches := sorted(match for match in map(Path, glob.glob(str(path), recursive=True)) if match.exists()):
         return [source for match in matches for source in _files(str(match), say)]
     if scheme := _SCHEME.match(name):
         raise DataError(f"{name!r} is no known source: nothing is read from '{scheme[1]}:'", KNOWN)

@@ -61,8 +61,8 @@ class Web:
             if elsewhere:
                 raise DataError(f"{self.name} leads to {elsewhere[0]}", "Name that address, if you trust it.") from None
             why = error.__cause__ or error
-            told = f"{self.name} cannot be read: {type(why).__name__}: {why}"
-            raise DataError(told, "Check the address and the network.") from None
+            told = ": ".join(filter(None, (type(why).__name__, " ".join(str(why).split()).rstrip("."))))
+            raise DataError(f"{self.name} cannot be read: {told}", "Check the address and the network.") from None
         if len(data) > MOST:
             raise DataError(f"{self.name} has more than {MOST:,} bytes", "Fetch it, and name the file.")
         return data
@@ -138,8 +138,8 @@ def _feed(text: str, name: str) -> list[str]:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
         raise DataError(f"The feed {name} is damaged: {error}", "Try again later.") from None
-    entries = [each for each in root.iter() if _tag(each) in ("item", "entry")]
-    found = [_entry(each) for each in entries]
+    places = [root, *(each for each in root if _tag(each) == "channel")]  # one entry is never inside another
+    found = [_entry(each) for place in places for each in place if _tag(each) in ("item", "entry")]
     return [each for each in found if each]
 
 
