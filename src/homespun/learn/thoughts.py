@@ -101,10 +101,7 @@ def learn_thoughts(
     asked = _pairs(pairs, source, decoder.dim, network.context)
     longest = min(settings.span, network.context)
     if not network.mean.any():
-        many = [draw(material.train, 256, longest, end, random) for _ in range(8)]
-        known = torch.cat([vectors_of(source.model, spans, decoder.dim) for spans in many])
-        _refuse_not_finite(known.sum())
-        network.fit(known)
+        _fit(decoder, source, material, longest, random)
     network.train()
     begin, mean = time.monotonic(), math.nan
     try:
@@ -116,8 +113,7 @@ def learn_thoughts(
                 group["lr"] = settings.learning_rate * min(1, (step + 1) / 20) * min(1, 2 * (1 - spent) + 0.02)
             spans = draw(material.train, settings.rows, longest, end, random)
             vectors = vectors_of(source.model, spans, decoder.dim)
-            loss = _loss(network, spans, vectors, end, settings, torch_random)
-            total = loss
+            loss = total = _loss(network, spans, vectors, end, settings, torch_random)
             if asked is not None:
                 total = total + _loss(network, *_some(*asked, settings.rows, random), end, settings, torch_random)
             total.backward()
@@ -131,6 +127,14 @@ def learn_thoughts(
     finally:
         network.eval()
     return mean
+
+
+def _fit(decoder: Latent, source: Source, material: Material, longest: int, random: np.random.Generator) -> None:
+    """Tells the network how thoughts of the corpus differ."""
+    many = [draw(material.train, 256, longest, source.tokenizer.end, random) for _ in range(8)]
+    known = torch.cat([vectors_of(source.model, spans, decoder.dim) for spans in many])
+    _refuse_not_finite(known.sum())
+    decoder.network.fit(known)
 
 
 def _refuse_not_finite(number: Tensor) -> None:
