@@ -466,6 +466,12 @@ def test_every_family_with_a_document_has_a_page():
 
 
 @pytest.mark.parametrize("name", pages())
+def test_a_page_puts_nothing_off(name):
+    """What is there is named, and of what is not there it is said so."""
+    assert "not yet" not in pages()[name]
+
+
+@pytest.mark.parametrize("name", pages())
 def test_what_a_page_says_can_be_done(name):
     import shlex
 
