@@ -13,7 +13,9 @@ BEFORE = {"old": 2.0, "new": 4.0}
 
 def test_what_helps_and_does_no_harm_is_kept() -> None:
     verdict = judge(BEFORE, {"old": 2.01, "new": 3.0}, {}, {"new"}, {"old"}, 0.02)
-    assert verdict.kept and "new fell by 25.0%" in verdict.reason
+    assert verdict.kept and "new fell by 25%" in verdict.reason
+    little = judge(BEFORE, {"old": 2.0, "new": 3.9999}, {}, {"new"}, {"old"}, 0.02)
+    assert little.kept and "new fell by 0.0025%" in little.reason
     assert verdict.drift == {"old": pytest.approx(0.01), "new": 0.0}
 
 

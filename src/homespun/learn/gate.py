@@ -45,4 +45,4 @@ def judge(
     names = ", ".join(sorted(new))
     if gain <= 0:
         return Verdict(False, f"The loss on {names} did not fall ({-gain:+.2%}).", found)
-    return Verdict(True, f"The loss on {names} fell by {gain:.1%}, and no old one rose too far.", found)
+    return Verdict(True, f"The loss on {names} fell by {100 * gain:.3g}%, and no old one rose too far.", found)
