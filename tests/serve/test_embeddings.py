@@ -34,7 +34,7 @@ def headed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("headed") / "headed"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOMESPUN_CACHE", str(folder.parent / "cache"))
-        head = ("model.embedding.size=12", "model.embedding.pooling=weighted")
+        head = ("objective.kind=joint", "model.embedding.size=12", "train.batch_tokens=256")
         hs.train("stories:40", hs.recipe("house-tiny", *SMALL, *EXPERTS, *head), out=folder)
     return folder
 
