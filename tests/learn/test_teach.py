@@ -302,6 +302,38 @@ def test_undoing_says_what_is_missing(run):
         keep.undo(run.folder)
 
 
+def test_lessons_go_with_a_run_that_is_trained_on(run):
+    """The updates of a lesson count as steps, so the same command trains no more: it leaves the lesson as it is."""
+    chosen, quiet = run.recipe, PlainConsole(quiet=True)
+    saved = keep.teach(run, [text_lesson("One text.")], settings=QUICK.model_copy(update={"passes": 1}))
+    for text, steps in (("stories:300", 40), ("stories:300", saved.step + 2)):
+        release(run.folder / "checkpoints")
+        trained = train(text, recipe(chosen, f"train.steps={steps}"), run.folder, console=quiet)
+        assert trained.step == max(saved.step, steps)
+        assert keep.teacher_of(trained).lessons == ({"text": "One text."},)
+        release(run.folder / "checkpoints")
+        if trained.step > saved.step:
+            with pytest.raises(CheckpointError, match="not taught by hand"):
+                keep.undo(run.folder)
+        else:
+            assert keep.undo(run.folder) == (saved.step, run.step)
+            saved = keep.teach(load(run.folder), [text_lesson("One text.")], settings=QUICK)
+
+
+def test_what_was_learnt_after_a_lesson_is_not_undone_with_it(run):
+    """A learner keeps all that the state holds, also the note of the lesson before."""
+    from homespun.train.checkpoint import Checkpoints
+
+    saved = keep.teach(run, [text_lesson("One text.")], settings=QUICK.model_copy(update={"passes": 1}))
+    checkpoints = Checkpoints(run.folder / "checkpoints")
+    files, state = checkpoints.read(checkpoints.find(str(saved.step), lambda note: None))
+    later = saved.step + 3
+    checkpoints.save(later, files, state | {"progress": state["progress"] | {"step": later}})
+    with pytest.raises(CheckpointError, match="not taught by hand"):
+        keep.undo(run.folder)
+    assert later in checkpoints.steps()
+
+
 def test_another_process_at_work_is_told_and_nothing_changes(run):
     """`claim` is of the process, so that another one has to ask."""
     import fcntl

@@ -18,14 +18,11 @@ from homespun.errors import CheckpointError, ConfigError
 from homespun.learn.lessons import Lesson, has_answers, own_material
 from homespun.learn.lessons import material_of as read_material
 from homespun.learn.teach import Taught, Teacher, Teaching
-from homespun.train.checkpoint import Checkpoints
+from homespun.train.checkpoint import LESSONS, Checkpoints
 from homespun.train.disk import discard, flush, release, replace, temporary
 from homespun.train.folder import note_environment
 from homespun.train.log import Console, PlainConsole
 from homespun.train.saved import Trained
-
-LESSONS = "lessons"
-"""Where the state of a checkpoint holds what was taught by hand."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +71,9 @@ def teach(
         console.close()
     step = run.step + taught.steps
     files = {"model": run.model.state_dict()}
-    now = state | {LESSONS: [*map(dict, teacher.lessons)], "progress": state["progress"] | {"step": step}}
-    now["taught"] = {"from": run.step if out is None else None, **asdict(taught)}
+    progress = state["progress"] | {"step": step, "saved": step}  # whoever trains on need not save it again
+    now = state | {LESSONS: [*map(dict, teacher.lessons)], "progress": progress}
+    now["taught"] = {"from": run.step if out is None else None, "step": step, **asdict(taught)}
     if out is None:
         others = checkpoints.read(place)[0]
         checkpoints.save(step, others | files, now)
@@ -96,13 +94,13 @@ def undo(folder: str | Path) -> tuple[int, int]:
     newest = checkpoints.newest_good(lambda note: None)
     state = checkpoints.read(newest, only=())[1] if newest is not None else {}
     taught = state.get("taught", {})
-    before = taught.get("from")
-    if taught and before is None:
+    if newest is None or taught.get("step") != state["progress"]["step"]:  # what came later may have kept the note
+        raise CheckpointError(f"The newest checkpoint in {folder} was not taught by hand", "There is nothing to undo.")
+    before = taught["from"]
+    if before is None:
         raise CheckpointError(
             f"{folder} was made by this lesson, from another run, which is as it was", "Delete the folder."
         )
-    if newest is None or before is None:
-        raise CheckpointError(f"The newest checkpoint in {folder} was not taught by hand", "There is nothing to undo.")
     if before not in checkpoints.steps():
         raise CheckpointError(
             f"Step {before} of {folder}, which the lesson began with, is gone", "Raise train.keep to keep more of them."

@@ -38,6 +38,9 @@ from homespun.train.manifest import (
     verify,
 )
 
+LESSONS = "lessons"
+"""Where the state holds what was taught by hand, which goes with the run: later lessons are learnt beside it."""
+
 Files = Mapping[str, Mapping[str, Tensor]]
 """Tensors by name, by the name of their file without `.safetensors`."""
 

@@ -19,7 +19,7 @@ from homespun.model.decoder import Decoder
 from homespun.optim import load_optimizer_tensors, optimizer_tensors
 from homespun.train import advice
 from homespun.train.budget import Budget
-from homespun.train.checkpoint import Checkpoints
+from homespun.train.checkpoint import LESSONS, Checkpoints
 from homespun.train.compiling import Compiling
 from homespun.train.figures import figures
 from homespun.train.guard import SignalGuard
@@ -80,6 +80,7 @@ class Trainer:
         self.updater = Updater(recipe, self.model, self.world, precision, compiling, micro_rows)
         self.validation = Validation(recipe, corpus, self.world, micro_rows)
         self.progress = Progress()
+        self._taught = {name: value for name, value in (found[1] if found else {}).items() if name == LESSONS}
         if found is not None:
             self._restore(*found)
         self.history = self._history()
@@ -262,7 +263,7 @@ class Trainer:
         p.saved, p.saved_at = p.step, p.seconds
         if self.world.leader:
             files = self.weights() | {"optimizer": optimizer_tensors(self.updater.optimizer, self.model)}
-            state = {
+            state = self._taught | {
                 "progress": asdict(p),
                 "budget": asdict(self.budget),
                 "micro_rows": self.updater.micro_rows,
@@ -297,10 +298,8 @@ class Trainer:
             self.updater.finite.from_dict(state["guard"])
             planned = Budget(**state["budget"])
         except (RuntimeError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(
-                f"The checkpoint does not fit this recipe: {reason}", "Choose another --out."
-            ) from None
+            why = str(error).splitlines()[0]
+            raise CheckpointError(f"The checkpoint does not fit this recipe: {why}", "Choose another --out.") from None
         if (planned.fixed, planned.seconds) == (self.budget.fixed, self.budget.seconds):
             self.budget = planned  # another budget than before is planned anew
 
