@@ -94,6 +94,22 @@ def test_the_arrow_keys_read_how_each_domain_stood(visit: Visit, runs: dict[str,
     expect(plot).to_have_attribute("aria-valuenow", "1")
 
 
+def test_what_is_read_stays_when_more_comes(visit: Visit, journal: Journal, runs: dict[str, Path]) -> None:
+    last = status(runs["learner"], 100)["cycles"][-1]
+    at = opened(visit)
+    plot = at.find("#curves .plot")
+    expect(plot).to_have_attribute("aria-valuenow", str(last["id"]))
+    plot.press("Home")
+    expect(plot).to_have_attribute("aria-valuenow", "0")
+    columns = "(id, state, opened, closed, base_step, new_tokens, learning_rate, figures)"
+    journal.write(f"INSERT INTO cycles {columns} VALUES (?, 'kept', 1, 2, 9, 50, 0.1, ?)",
+                  last["id"] + 1, json.dumps(last["figures"]))  # fmt: skip
+    expect(plot).to_have_attribute("aria-valuemax", str(last["id"] + 1))
+    expect(plot).to_have_attribute("aria-valuenow", "0")
+    plot.press("End")
+    expect(plot).to_have_attribute("aria-valuenow", str(last["id"] + 1))
+
+
 def test_it_grows_while_a_learner_works(visit: Visit, journal: Journal, runs: dict[str, Path]) -> None:
     at = opened(visit)
     cycles = status(runs["learner"], 100)["cycles"]

@@ -36,6 +36,7 @@ export class Curves {
   // `along`: what `columns.steps` counts.
   constructor({ title, lines, note = "", along = "step" }) {
     this.along = along;
+    this.reading = null; // the step that the arrow keys have led to; none: the newest
     this.title = title;
     this.lines = lines;
     this.place = element("div", { class: "plot", tabIndex: 0, role: "slider" });
@@ -52,7 +53,8 @@ export class Curves {
     if (this.root.hidden) return;
     if (this.plot && this.logarithmic === logarithmic) this.plot.setData(data);
     else this.#draw(data, logarithmic);
-    this.#speak(columns.steps.length - 1);
+    const at = columns.steps.indexOf(this.reading);
+    this.#speak(at < 0 ? columns.steps.length - 1 : at);
   }
 
   // The colours or the axis changed: the next `show` draws anew.
@@ -96,6 +98,7 @@ export class Curves {
     event.preventDefault();
     const index = Math.min(Math.max(to, 0), steps.length - 1);
     this.plot.setCursor({ left: this.plot.valToPos(steps[index], "x"), top: 10 });
+    this.reading = index === steps.length - 1 ? null : steps[index];
     this.#speak(index);
   }
 }
