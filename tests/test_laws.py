@@ -91,8 +91,6 @@ OWNERS = {
     "typer": {"cli"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},
-    "tensorboard": {"train/log.py"},
-    "wandb": {"train/log.py"},
     "llguidance": {"generate/grammar.py"},
     "safetensors": {"train/checkpoint.py", "train/tensors.py", "exchange"},
 }
