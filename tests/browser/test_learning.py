@@ -85,6 +85,7 @@ def test_the_arrow_keys_read_how_each_domain_stood(visit: Visit, runs: dict[str,
     cycles = status(runs["learner"], 100)["cycles"]
     at = opened(visit)
     plot = at.find("#curves .plot")
+    expect(plot).to_be_visible()  # it is hidden while another run is chosen, or the same anew
     expect(plot).to_have_attribute("aria-valuenow", str(cycles[-1]["id"]))
     plot.focus()
     at.page.keyboard.press("Home")
@@ -98,6 +99,7 @@ def test_what_is_read_stays_when_more_comes(visit: Visit, journal: Journal, runs
     last = status(runs["learner"], 100)["cycles"][-1]
     at = opened(visit)
     plot = at.find("#curves .plot")
+    expect(plot).to_be_visible()  # it is hidden while another run is chosen, or the same anew
     expect(plot).to_have_attribute("aria-valuenow", str(last["id"]))
     plot.press("Home")
     expect(plot).to_have_attribute("aria-valuenow", "0")
